@@ -1,0 +1,121 @@
+//go:build ignore
+
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/*
+ * The entry points of the packet path. They turn a hook's context into a struct packet and the
+ * core's verdict into the hook's own; all else is under lib/.
+ */
+#include <linux/bpf.h>
+#include <linux/pkt_cls.h>
+
+#include <bpf/bpf_helpers.h>
+
+#include "lib/config.h"
+#include "lib/core.h"
+#include "lib/meta.h"
+#include "lib/parse.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* Never read: an enum gets into BTF, and so into Go, only if a variable has its type. */
+const enum verdict *unused_verdict __attribute__((unused));
+const enum direction *unused_direction __attribute__((unused));
+const enum table *unused_table __attribute__((unused));
+const enum kind *unused_kind __attribute__((unused));
+const enum protocol *unused_protocol __attribute__((unused));
+const enum slot_flag *unused_slot_flag __attribute__((unused));
+const enum pod_mode *unused_pod_mode __attribute__((unused));
+const enum pod_flag *unused_pod_flag __attribute__((unused));
+
+/*
+ * Egress of a pod at the XDP hook of the host end, generic and native. Returns an XDP action.
+ * Headers past the first buffer cannot be read: on veth that buffer holds over 3 KiB of any
+ * frame (veth_convert_skb_to_xdp_buff() in drivers/net/veth.c).
+ */
+SEC("xdp.frags")
+int xdp_egress(struct xdp_md *ctx)
+{
+	struct packet pkt = {
+		.data = (void *)(long)ctx->data,
+		.data_end = (void *)(long)ctx->data_end,
+		.packets = 1,
+	};
+	enum parse_result result;
+
+	pkt.len = config_xdp_frags ? bpf_xdp_get_buff_len(ctx) : pkt.data_end - pkt.data;
+	result = parse(&pkt);
+	return core(&pkt, result, ctx->ingress_ifindex, DIRECTION_EGRESS);
+}
+
+/*
+ * Returns how many packets a socket buffer stands for. gso_segs is 0 where a pod made the GSO
+ * packet itself with a virtio header (virtio_net_hdr_to_skb() in include/linux/virtio_net.h): then
+ * its payload is divided, as qdisc_pkt_len_init() does (net/core/dev.c).
+ */
+static __always_inline __u32 skb_packets(const struct __sk_buff *skb, const struct packet *pkt)
+{
+	__u32 size = skb->gso_size;
+
+	if (size == 0)
+		return 1;
+	if (skb->gso_segs != 0)
+		return skb->gso_segs;
+	if (pkt->payload_off >= pkt->len)
+		return 1;
+	return (pkt->len - pkt->payload_off + size - 1) / size;
+}
+
+/* Returns what a classifier of tcx or clsact says for a verdict. */
+static __always_inline int skb_action(enum verdict verdict)
+{
+	switch (verdict) {
+	case VERDICT_PASS:
+		/* also TCX_NEXT: programs of others, and then the stack, have their turn */
+		return TC_ACT_UNSPEC;
+	case VERDICT_REDIRECT:
+		return TC_ACT_REDIRECT;
+	default:
+		return TC_ACT_SHOT;
+	}
+}
+
+static __always_inline int skb_hook(struct __sk_buff *skb, enum direction direction)
+{
+	struct packet pkt = {};
+	enum parse_result result;
+	bool pulled = false;
+
+again:
+	/* all of it again: what the first try proved of them is one more state to the verifier */
+	pkt.len = skb->len;
+	pkt.gso_size = skb->gso_size;
+	pkt.data = (void *)(long)skb->data;
+	pkt.data_end = (void *)(long)skb->data_end;
+	result = parse(&pkt);
+	/* copying is dear and seldom needed: the stack keeps its headers in the linear part */
+	if (result == PARSE_NOT_LINEAR && !pulled) {
+		__u32 want = skb->len;
+
+		pulled = true;
+		if (want > PACKET_MAX_HEADERS)
+			want = PACKET_MAX_HEADERS;
+		if (bpf_skb_pull_data(skb, want) == 0)
+			goto again;
+	}
+	pkt.packets = skb_packets(skb, &pkt);
+	return skb_action(core(&pkt, result, skb->ifindex, direction));
+}
+
+/* Egress of a pod at tc ingress of the host end. Returns a TC_ACT_* or TCX_*. */
+SEC("tc")
+int tc_egress(struct __sk_buff *skb)
+{
+	return skb_hook(skb, DIRECTION_EGRESS);
+}
+
+/* Ingress of a pod at tc egress of the host end. Returns a TC_ACT_* or TCX_*. */
+SEC("tc")
+int tc_ingress(struct __sk_buff *skb)
+{
+	return skb_hook(skb, DIRECTION_INGRESS);
+}

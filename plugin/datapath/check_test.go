@@ -1,0 +1,298 @@
+package datapath_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+
+	"github.com/xdp-cni/xdp-cni/bpf"
+	"github.com/xdp-cni/xdp-cni/plugin/datapath"
+	"github.com/xdp-cni/xdp-cni/plugin/pins"
+	"github.com/xdp-cni/xdp-cni/tests"
+)
+
+// podDir is where an attachment's pins are.
+func (r *rig) podDir() string {
+	return pins.NewRoot(r.node.BPFFS).Pod(pins.ID(r.opts.ContainerID, r.opts.IfName))
+}
+
+// pinsOf returns the names of the pins of r's attachment.
+func (r *rig) pinsOf() []string {
+	r.t.Helper()
+	entries, err := os.ReadDir(r.podDir())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// TestCheckEveryPin removes each pin of an attachment in turn, and each of the node's.
+func TestCheckEveryPin(t *testing.T) {
+	for _, mode := range []datapath.Mode{datapath.ModeGeneric, datapath.ModeTCX} {
+		t.Run(mode.String(), func(t *testing.T) {
+			r := newRig(t, mode, vethDefault)
+			r.mustAttach(r.opts)
+			want := []string{
+				"egress_link", "ingress_kind_stats_map", "ingress_link", "ingress_protocol_stats_map",
+				"ingress_xdp_stats_map", "kind_stats_map", "meta", "peers", "protocol_stats_map", "xdp_stats_map",
+			}
+			if got := r.pinsOf(); !slices.Equal(got, want) {
+				t.Fatalf("pins are %v, want %v", got, want)
+			}
+			for _, pin := range want {
+				r.mustAttach(r.opts)
+				if err := os.Remove(filepath.Join(r.podDir(), pin)); err != nil {
+					t.Fatal(err)
+				}
+				err := r.check(r.opts)
+				if pin == "meta" && errors.Is(err, datapath.ErrNotFound) {
+					continue
+				}
+				if !errors.Is(err, datapath.ErrCheck) || !strings.Contains(err.Error(), pin) {
+					t.Errorf("without pin %s: %v", pin, err)
+				}
+			}
+			r.mustAttach(r.opts)
+			node := pins.NewRoot(r.node.BPFFS).Node()
+			for _, pin := range []string{"tc_ingress", "slots"} {
+				if err := os.Remove(filepath.Join(node, pin)); err != nil {
+					t.Fatal(err)
+				}
+				if err := r.check(r.opts); !errors.Is(err, datapath.ErrCheck) {
+					t.Errorf("without the node's pin %s: %v", pin, err)
+				}
+			}
+			r.mustDetach(r.opts)
+		})
+	}
+}
+
+func bareXDP(t *testing.T) *ebpf.Program {
+	t.Helper()
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "foreign", Type: ebpf.XDP, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 2), asm.Return()},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { prog.Close() })
+	return prog
+}
+
+func bareTC(t *testing.T) *ebpf.Program {
+	t.Helper()
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "foreign", Type: ebpf.SchedCLS, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { prog.Close() })
+	return prog
+}
+
+// TestCheckEachFault makes each thing wrong that can be, and expects CHECK to say which.
+func TestCheckEachFault(t *testing.T) {
+	openLink := func(r *rig, name string) link.Link {
+		l, err := link.LoadPinnedLink(filepath.Join(r.podDir(), name), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		return l
+	}
+	detach := func(name string) func(*testing.T, *rig) {
+		return func(t *testing.T, r *rig) {
+			if err := openLink(r, name).Detach(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, test := range []struct {
+		name   string
+		modes  []datapath.Mode // none: all
+		break_ func(t *testing.T, r *rig)
+		want   string
+	}{
+		{"egress detached", nil, detach("egress_link"), "detached"},
+		{"ingress detached", nil, detach("ingress_link"), "detached"},
+		{
+			"another program in the link", []datapath.Mode{datapath.ModeGeneric, datapath.ModeNative},
+			func(t *testing.T, r *rig) {
+				spec, err := bpf.LoadDatapath()
+				if err != nil {
+					t.Fatal(err)
+				}
+				var own bpf.DatapathObjects
+				if err := spec.LoadAndAssign(&own, nil); err != nil {
+					t.Fatal(err)
+				}
+				defer own.Close()
+				if err := openLink(r, "egress_link").Update(own.XdpEgress); err != nil {
+					t.Fatal(err)
+				}
+			}, "runs program",
+		},
+		{
+			"another link under the pin", []datapath.Mode{datapath.ModeTCX},
+			func(t *testing.T, r *rig) {
+				if err := os.Remove(filepath.Join(r.podDir(), "egress_link")); err != nil {
+					t.Fatal(err)
+				}
+				l, err := link.AttachTCX(link.TCXOptions{Interface: r.veth.HostIndex, Program: bareTC(t), Attach: ebpf.AttachTCXIngress})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer l.Close()
+				if err := l.Pin(filepath.Join(r.podDir(), "egress_link")); err != nil {
+					t.Fatal(err)
+				}
+			}, "runs program",
+		},
+		{
+			"link on another interface", []datapath.Mode{datapath.ModeTCX},
+			func(t *testing.T, r *rig) {
+				_, other, _ := r.newPod("other", datapath.ModeTCX, vethDefault)
+				prog, err := ebpf.LoadPinnedProgram(filepath.Join(pins.NewRoot(r.node.BPFFS).Node(), "tc_egress"), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer prog.Close()
+				if err := os.Remove(filepath.Join(r.podDir(), "egress_link")); err != nil {
+					t.Fatal(err)
+				}
+				l, err := link.AttachTCX(link.TCXOptions{Interface: other.HostIndex, Program: prog, Attach: ebpf.AttachTCXIngress})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer l.Close()
+				if err := l.Pin(filepath.Join(r.podDir(), "egress_link")); err != nil {
+					t.Fatal(err)
+				}
+			}, "not on",
+		},
+		{
+			"a counter map exchanged", nil,
+			func(t *testing.T, r *rig) {
+				pin := filepath.Join(r.podDir(), "xdp_stats_map")
+				if err := os.Remove(pin); err != nil {
+					t.Fatal(err)
+				}
+				spec, err := bpf.LoadDatapath()
+				if err != nil {
+					t.Fatal(err)
+				}
+				m, err := ebpf.NewMap(spec.Maps[bpf.DatapathMapXdpStatsMap])
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer m.Close()
+				if err := m.Pin(pin); err != nil {
+					t.Fatal(err)
+				}
+			}, "xdp_stats_map",
+		},
+		{
+			"slot gone", nil,
+			func(t *testing.T, r *rig) {
+				slots, err := ebpf.LoadPinnedMap(filepath.Join(pins.NewRoot(r.node.BPFFS).Node(), "slots"), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer slots.Close()
+				if err := slots.Put(uint32(r.veth.HostIndex)&(slots.MaxEntries()-1), bpf.DatapathSlot{}); err != nil {
+					t.Fatal(err)
+				}
+			}, "do not know interface",
+		},
+		{
+			"interface gone", nil,
+			func(t *testing.T, r *rig) {
+				err := r.node.Do(func() error {
+					host, err := netlink.LinkByName(r.veth.HostName)
+					if err != nil {
+						return err
+					}
+					return netlink.LinkDel(host)
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+			}, "host interface",
+		},
+		{"another mode", []datapath.Mode{datapath.ModeGeneric}, func(_ *testing.T, r *rig) { r.opts.Mode = datapath.ModeNative }, "mode generic"},
+		{"another network", nil, func(_ *testing.T, r *rig) { r.opts.Network = "other" }, "network net"},
+		{"another host end", nil, func(_ *testing.T, r *rig) { r.opts.HostIndex++ }, "host interface index"},
+	} {
+		modes := test.modes
+		if modes == nil {
+			modes = []datapath.Mode{datapath.ModeGeneric, datapath.ModeNative, datapath.ModeTCX}
+		}
+		for _, mode := range modes {
+			t.Run(test.name+" "+mode.String(), func(t *testing.T) {
+				r := newRig(t, mode, vethDefault)
+				r.mustAttach(r.opts)
+				if err := r.check(r.opts); err != nil {
+					t.Fatalf("check before: %v", err)
+				}
+				test.break_(t, r)
+				err := r.check(r.opts)
+				if !errors.Is(err, datapath.ErrCheck) || !strings.Contains(err.Error(), test.want) {
+					t.Errorf("check: %v, want ErrCheck with %q", err, test.want)
+				}
+				r.mustDetach(r.opts)
+			})
+		}
+	}
+}
+
+// TestCheckClsact removes our filters one after the other.
+func TestCheckClsact(t *testing.T) {
+	r := newRig(t, datapath.ModeTCX, vethDefault)
+	r.features = &datapath.Features{}
+	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
+		r.mustAttach(r.opts)
+		if err := r.check(r.opts); err != nil {
+			t.Fatal(err)
+		}
+		err := r.node.Do(func() error {
+			host, err := netlink.LinkByIndex(r.veth.HostIndex)
+			if err != nil {
+				return err
+			}
+			filters, err := netlink.FilterList(host, parent)
+			if err != nil || len(filters) != 1 {
+				t.Fatalf("filters: %v, %v", filters, err)
+			}
+			return netlink.FilterDel(filters[0])
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.check(r.opts); !errors.Is(err, datapath.ErrCheck) {
+			t.Errorf("check without a filter: %v", err)
+		}
+	}
+	r.mustDetach(r.opts)
+}
+
+func TestCheckNothing(t *testing.T) {
+	r := newRig(t, datapath.ModeGeneric, tests.VethOptions{})
+	if err := r.check(r.opts); !errors.Is(err, datapath.ErrNotFound) {
+		t.Errorf("check of what was never attached: %v", err)
+	}
+}

@@ -1,0 +1,151 @@
+package datapath
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/xdp-cni/xdp-cni/bpf"
+)
+
+// Filters on the clsact qdisc are the tc hook of kernels without tcx. They have no links: the
+// kernel keeps them until they are removed or the interface goes, and anybody may replace them.
+const (
+	// filterPriority is low among those that people and other tools choose (1 and up): others
+	// keep their place. Chosen freely.
+	filterPriority = 0xc41
+	filterHandle   = 1
+	filterName     = "xdp-cni"
+)
+
+func (h hook) filterParent() uint32 {
+	if h.isEgress() {
+		return netlink.HANDLE_MIN_INGRESS
+	}
+	return netlink.HANDLE_MIN_EGRESS
+}
+
+// ensureClsact makes the clsact qdisc, and tells whether it did.
+func ensureClsact(host netlink.Link) (made bool, err error) {
+	name := host.Attrs().Name
+	err = netlink.QdiscAdd(&netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: host.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
+	}})
+	if err == nil {
+		return true, nil
+	}
+	if !errors.Is(err, unix.EEXIST) {
+		return false, fmt.Errorf("adding a clsact qdisc to %s: %w", name, err)
+	}
+	kind, err := ingressQdisc(host)
+	if err != nil {
+		return false, fmt.Errorf("reading the qdiscs of %s: %w", name, err)
+	}
+	if kind != "clsact" {
+		return false, fmt.Errorf("%w: %s has an %s qdisc, such as the bandwidth plugin adds for a limit, which excludes the "+
+			"clsact qdisc that this kernel needs (6.6 and later have tcx, which goes with it)", ErrUnsupported, name, kind)
+	}
+	return false, nil
+}
+
+// ingressQdisc returns the kind of the qdisc at the interface's ingress, "" if there is none.
+func ingressQdisc(host netlink.Link) (string, error) {
+	qdiscs, err := netlink.QdiscList(host)
+	if err != nil {
+		return "", err
+	}
+	for _, q := range qdiscs {
+		if q.Attrs().Parent == netlink.HANDLE_CLSACT { // HANDLE_INGRESS is the same
+			return q.Type(), nil
+		}
+	}
+	return "", nil
+}
+
+// attachFilter attaches the program to the clsact qdisc, which must be there.
+func (h hook) attachFilter(prog *ebpf.Program, ifindex int) error {
+	return netlink.FilterAdd(&netlink.BpfFilter{
+		FilterAttrs: netlink.FilterAttrs{
+			LinkIndex: ifindex, Parent: h.filterParent(), Handle: filterHandle,
+			Priority: filterPriority, Protocol: unix.ETH_P_ALL,
+		},
+		Fd: prog.FD(), Name: filterName, DirectAction: true,
+	})
+}
+
+// filters returns our filters at the hook: those with our name and priority and the program that
+// the attachment noted.
+func (h hook) filters(host netlink.Link, m *Meta) ([]*netlink.BpfFilter, error) {
+	all, err := netlink.FilterList(host, h.filterParent())
+	if err != nil {
+		return nil, fmt.Errorf("listing the filters of %s: %w", m.HostName, err)
+	}
+	var ours []*netlink.BpfFilter
+	for _, filter := range all {
+		f, ok := filter.(*netlink.BpfFilter)
+		if ok && f.Priority == filterPriority && f.Name == filterName && ebpf.ProgramID(f.Id) == h.programID(m) {
+			ours = append(ours, f)
+		}
+	}
+	return ours, nil
+}
+
+// clsactHost returns the interface of an attachment that has filters, nil if it is gone.
+func clsactHost(m *Meta) (netlink.Link, error) {
+	host, err := netlink.LinkByIndex(m.HostIndex)
+	var missing netlink.LinkNotFoundError
+	if errors.As(err, &missing) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("looking up interface %s: %w", m.HostName, err)
+	}
+	return host, nil
+}
+
+func detachFilter(h hook, m *Meta) error {
+	host, err := clsactHost(m)
+	if host == nil {
+		return err
+	}
+	ours, err := h.filters(host, m)
+	if err != nil {
+		return err
+	}
+	for _, filter := range ours {
+		if err := netlink.FilterDel(filter); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("removing a filter from %s: %w", m.HostName, err)
+		}
+	}
+	return nil
+}
+
+// removeClsact removes the qdisc if we made it and nobody else's filter is on it.
+func removeClsact(m *Meta) error {
+	if !m.has(bpf.DatapathPodFlagPOD_MADE_CLSACT) {
+		return nil
+	}
+	host, err := clsactHost(m)
+	if host == nil {
+		return err
+	}
+	for _, h := range hooks(m.Mode) {
+		left, err := netlink.FilterList(host, h.filterParent())
+		if err != nil {
+			return fmt.Errorf("listing the filters of %s: %w", m.HostName, err)
+		}
+		if len(left) > 0 {
+			return nil
+		}
+	}
+	err = netlink.QdiscDel(&netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: m.HostIndex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
+	}})
+	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("removing the clsact qdisc of %s: %w", m.HostName, err)
+	}
+	return nil
+}

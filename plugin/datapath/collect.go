@@ -1,0 +1,165 @@
+package datapath
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/xdp-cni/xdp-cni/plugin/pins"
+)
+
+// Key names an attachment as CNI does.
+type Key struct {
+	ContainerID, IfName string
+}
+
+// CollectOptions say what Collect may remove.
+type CollectOptions struct {
+	// Network whose attachments are looked at; "": of every network.
+	Network string
+	// Valid attachments stay and all others go. nil: nothing is known of what is valid, and only
+	// those go whose interface is gone.
+	Valid *[]Key
+	// DryRun only reports.
+	DryRun bool
+}
+
+// Collect removes attachments that no container has any more, and what killed processes left. It
+// goes on past errors; it returns what it removed, and the errors joined.
+func (d *Datapath) Collect(ctx context.Context, opts CollectOptions) ([]Attachment, error) {
+	here, err := d.servesUs()
+	if err != nil {
+		return nil, err
+	}
+	attachments, errs := d.List()
+	var removed []Attachment
+	for _, a := range attachments {
+		if opts.Network != "" && a.Meta.Network != opts.Network {
+			continue
+		}
+		stale, err := opts.stale(a, here)
+		if err != nil {
+			errs = errors.Join(errs, err)
+			continue
+		}
+		if !stale {
+			continue
+		}
+		if !opts.DryRun {
+			if err := d.remove(ctx, a.ID); err != nil {
+				errs = errors.Join(errs, fmt.Errorf("removing container %s, interface %s: %w", a.Meta.ContainerID, a.Meta.IfName, err))
+				continue
+			}
+		}
+		removed = append(removed, a)
+	}
+	if opts.DryRun {
+		return removed, errs
+	}
+	return removed, errors.Join(errs, d.collectStaged(ctx), d.collectSlots(ctx), d.prune(ctx))
+}
+
+func (o CollectOptions) stale(a Attachment, here bool) (bool, error) {
+	if o.Valid != nil {
+		for _, key := range *o.Valid {
+			if key.ContainerID == a.Meta.ContainerID && key.IfName == a.Meta.IfName {
+				return false, nil
+			}
+		}
+		return true, nil
+	}
+	alive, err := hooksAlive(a.dir, here)
+	return !alive, err
+}
+
+// collectStaged removes what is in staging and nobody works on: its process is dead.
+func (d *Datapath) collectStaged(ctx context.Context) error {
+	if ids, err := d.Root.StagedPods(); err != nil || len(ids) == 0 {
+		return err
+	}
+	dead := map[string]*pins.Lock{}
+	// under the node's lock no ADD is between making its directory and locking it
+	errs := d.locked(ctx, func() error {
+		ids, errs := d.Root.StagedPods()
+		for _, id := range ids {
+			lock, err := tryLockDir(d.Root.Staged(id))
+			switch {
+			case err == nil:
+				dead[id] = lock
+			case !errors.Is(err, pins.ErrBusy) && !errors.Is(err, fs.ErrNotExist):
+				errs = errors.Join(errs, err)
+			}
+		}
+		return errs
+	})
+	for id, lock := range dead {
+		if err := d.removeDir(d.Root.Staged(id)); err != nil {
+			errs = errors.Join(errs, fmt.Errorf("removing what a killed process left of %s: %w", id, err))
+		}
+		lock.Unlock()
+	}
+	return errs
+}
+
+// collectSlots frees slots whose attachment's pins somebody removed by hand.
+func (d *Datapath) collectSlots(ctx context.Context) error {
+	if pods, err := d.Root.Pods(); err != nil || len(pods) == 0 {
+		return err // then the whole node goes
+	}
+	return d.locked(ctx, func() error {
+		n, err := openNode(d.Root.Node())
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		defer n.close()
+		owned := map[int]bool{}
+		dirs, err := d.allDirs()
+		if err != nil {
+			return err
+		}
+		for _, dir := range dirs {
+			m, err := readMeta(dir)
+			if errors.Is(err, ErrNotFound) {
+				continue
+			}
+			if err != nil {
+				return err // it may own any slot
+			}
+			owned[m.HostIndex] = true
+		}
+		taken, err := n.takenSlots()
+		if err != nil {
+			return err
+		}
+		var errs error
+		for _, ifindex := range taken {
+			if !owned[ifindex] {
+				errs = errors.Join(errs, n.leave(&Meta{HostIndex: ifindex}))
+			}
+		}
+		return errs
+	})
+}
+
+func (d *Datapath) allDirs() ([]string, error) {
+	published, err := d.Root.Pods()
+	if err != nil {
+		return nil, err
+	}
+	staged, err := d.Root.StagedPods()
+	if err != nil {
+		return nil, err
+	}
+	var dirs []string
+	for _, id := range published {
+		dirs = append(dirs, d.Root.Pod(id))
+	}
+	for _, id := range staged {
+		dirs = append(dirs, d.Root.Staged(id))
+	}
+	return dirs, nil
+}

@@ -1,0 +1,102 @@
+// Package datapath makes, checks, reads and takes down what the kernel holds for each attachment:
+// per-pod maps, the hooks on the host end, and the programs and maps that all attachments share.
+// The kernel and the pins are its whole state.
+package datapath
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/xdp-cni/xdp-cni/plugin/pins"
+)
+
+// DefaultLockTimeout is how long an operation waits for another one's lock. Under it a lock is
+// held for a few milliseconds, for 100 or so when the programs are loaded.
+const DefaultLockTimeout = 15 * time.Second
+
+var (
+	// ErrNotFound: there is no such attachment.
+	ErrNotFound = errors.New("no such attachment")
+	// ErrForeignProgram: the interface carries an XDP program that is not ours.
+	ErrForeignProgram = errors.New("the interface carries another XDP program")
+	// ErrUnsupported: the kernel or the interface cannot do what is asked.
+	ErrUnsupported = errors.New("not supported here")
+	// ErrFull: the node holds as many attachments as it can.
+	ErrFull = errors.New("the node is full")
+	// ErrPrivileges: the process lacks a capability.
+	ErrPrivileges = errors.New("missing capabilities")
+	// ErrCheck: an attachment is not as it was made.
+	ErrCheck = errors.New("the attachment is not intact")
+	// ErrOtherNetns: the pins belong to another network namespace's interfaces.
+	ErrOtherNetns = errors.New("in use by another network namespace")
+	// ErrLayout: the pins were made by a release that reads them otherwise.
+	ErrLayout = errors.New("made by an incompatible release")
+)
+
+// Options are what a Datapath works with.
+type Options struct {
+	// Root is where everything is pinned.
+	Root pins.Root
+	// Features of the kernel; nil: probed when needed.
+	Features *Features
+	// Version of the release, noted in what it makes.
+	Version string
+	// LockTimeout limits the wait for each lock; 0: DefaultLockTimeout.
+	LockTimeout time.Duration
+	// Log gets what is worth knowing but no error; nil: nothing is logged.
+	Log *slog.Logger
+	// BeforeStep is called with the name of each step of Attach before it is done; an error fails
+	// the step. For tests of what a failure at each step leaves behind.
+	BeforeStep func(step string) error
+}
+
+// Datapath is the way to one node's attachments. It holds nothing open between calls.
+type Datapath struct {
+	Options
+}
+
+// New returns a Datapath.
+func New(opts Options) *Datapath {
+	if opts.LockTimeout == 0 {
+		opts.LockTimeout = DefaultLockTimeout
+	}
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Datapath{opts}
+}
+
+func (d *Datapath) features() (Features, error) {
+	if d.Features != nil {
+		return *d.Features, nil
+	}
+	return ProbeFeatures()
+}
+
+// locked runs fn under the node's lock.
+func (d *Datapath) locked(ctx context.Context, fn func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, d.LockTimeout)
+	defer cancel()
+	lock, err := d.Root.Lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer lock.Unlock()
+	return fn()
+}
+
+// lockDir locks an attachment's directory.
+func (d *Datapath) lockDir(ctx context.Context, dir string) (*pins.Lock, error) {
+	ctx, cancel := context.WithTimeout(ctx, d.LockTimeout)
+	defer cancel()
+	return pins.LockDir(ctx, dir)
+}
+
+// tryLockDir locks an attachment's directory if nobody else does, else returns pins.ErrBusy.
+func tryLockDir(dir string) (*pins.Lock, error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return pins.LockDir(ctx, dir)
+}

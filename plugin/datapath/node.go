@@ -1,0 +1,276 @@
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
+
+	"github.com/xdp-cni/xdp-cni/bpf"
+	"github.com/xdp-cni/xdp-cni/plugin/undo"
+)
+
+// nodeMetaVersion is that of struct node_meta.
+const nodeMetaVersion = 1
+
+// pinIdleTable stands in pod_tables where a pod was: to replace many entries waits for one RCU
+// grace period, to delete them for one each.
+const pinIdleTable = "idle_table"
+
+// sharedMaps are the maps that the programs refer to, and node_info; pinned under these names.
+var sharedMaps = []string{
+	bpf.DatapathMapSlots,
+	bpf.DatapathMapSlotOverflow,
+	bpf.DatapathMapPodTables,
+	bpf.DatapathMapPodPeers,
+	bpf.DatapathMapNodeInfo,
+}
+
+// node is the open handles of what all attachments share.
+type node struct {
+	dir      string
+	slots    *ebpf.Map
+	overflow *ebpf.Map
+	tables   *ebpf.Map
+	peers    *ebpf.Map
+	info     *ebpf.Map
+	idle     *ebpf.Map
+}
+
+func (n *node) close() {
+	for _, m := range []*ebpf.Map{n.slots, n.overflow, n.tables, n.peers, n.info, n.idle} {
+		_ = m.Close()
+	}
+}
+
+// openNode opens the node's maps; fs.ErrNotExist if there are none.
+func openNode(dir string) (*node, error) {
+	n := &node{dir: dir}
+	for _, shared := range []struct {
+		name string
+		to   **ebpf.Map
+	}{
+		{bpf.DatapathMapSlots, &n.slots},
+		{bpf.DatapathMapSlotOverflow, &n.overflow},
+		{bpf.DatapathMapPodTables, &n.tables},
+		{bpf.DatapathMapPodPeers, &n.peers},
+		{bpf.DatapathMapNodeInfo, &n.info},
+		{pinIdleTable, &n.idle},
+	} {
+		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, shared.name), nil)
+		if err != nil {
+			n.close()
+			return nil, fmt.Errorf("opening the node's map %s: %w", shared.name, err)
+		}
+		*shared.to = m
+	}
+	return n, nil
+}
+
+func (n *node) meta() (*bpf.DatapathNodeMeta, error) {
+	var meta bpf.DatapathNodeMeta
+	if err := n.info.Lookup(uint32(0), &meta); err != nil {
+		return nil, fmt.Errorf("reading the node's info: %w", err)
+	}
+	if meta.Version != nodeMetaVersion {
+		return nil, fmt.Errorf("%w: node info version %d, want %d", ErrLayout, meta.Version, nodeMetaVersion)
+	}
+	return &meta, nil
+}
+
+// ensureNode opens the node's maps, or makes and pins them. The caller holds the node's lock, and
+// calls pruneNode if it fails afterwards.
+func (d *Datapath) ensureNode() (*node, error) {
+	netns, err := netnsInode()
+	if err != nil {
+		return nil, err
+	}
+	for {
+		n, err := openNode(d.Root.Node())
+		if errors.Is(err, fs.ErrNotExist) {
+			return d.makeNode(netns)
+		}
+		if err != nil {
+			return nil, err
+		}
+		meta, err := n.meta()
+		if err == nil && meta.Netns == netns {
+			return n, nil
+		}
+		n.close()
+		if err != nil {
+			return nil, err
+		}
+		if err := d.abandonNode(meta.Netns); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// abandonNode takes down a node whose network namespace is another one, if none of its
+// interfaces is alive any more: an interface index means nothing without its namespace.
+func (d *Datapath) abandonNode(netns uint64) error {
+	if err := d.checkAbandoned(netns); err != nil {
+		return err
+	}
+	ids, err := d.Root.Pods()
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if err := d.removeDir(d.Root.Pod(id)); err != nil {
+			return err
+		}
+	}
+	return d.removeNode()
+}
+
+// checkAbandoned returns ErrOtherNetns if an interface of an attachment is alive.
+func (d *Datapath) checkAbandoned(netns uint64) error {
+	ids, err := d.Root.Pods()
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		alive, err := hooksAlive(d.Root.Pod(id), false)
+		if err != nil {
+			return err
+		}
+		if alive {
+			return fmt.Errorf("using %s: %w (inode %d): name another \"bpffs\" in this one", d.Root, ErrOtherNetns, netns)
+		}
+	}
+	return nil
+}
+
+func (d *Datapath) makeNode(netns uint64) (_ *node, err error) {
+	// kernels below 5.11 account BPF memory to RLIMIT_MEMLOCK; a no-op since
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("lifting the limit of locked memory: %w", err)
+	}
+	features, err := d.features()
+	if err != nil {
+		return nil, err
+	}
+	spec, err := bpf.LoadDatapath()
+	if err != nil {
+		return nil, err
+	}
+	dir := d.Root.StagedNode()
+	// what a killed process left
+	if err := os.RemoveAll(dir); err != nil {
+		return nil, fmt.Errorf("making the node's maps: %w", err)
+	}
+	var undo undo.Stack
+	defer undo.OnFailure(&err)
+	undo.Push("removing "+dir, func() error { return os.RemoveAll(dir) })
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("making the node's maps: %w", err)
+	}
+	specs := map[string]*ebpf.MapSpec{pinIdleTable: spec.Maps[bpf.DatapathMapXdpStatsMap]}
+	for _, name := range sharedMaps {
+		specs[name] = spec.Maps[name]
+	}
+	for name, mapSpec := range specs {
+		m, err := ebpf.NewMap(mapSpec)
+		if err != nil {
+			return nil, fmt.Errorf("making the node's map %s: %w", name, err)
+		}
+		defer m.Close()
+		if err := m.Pin(filepath.Join(dir, name)); err != nil {
+			return nil, fmt.Errorf("pinning the node's map %s: %w", name, err)
+		}
+		if name != bpf.DatapathMapNodeInfo {
+			continue
+		}
+		meta := bpf.DatapathNodeMeta{
+			Version: nodeMetaVersion, Netns: netns, Created: uint64(time.Now().UnixNano()),
+		}
+		if features.XDPFrags {
+			meta.XdpFrags = 1
+		}
+		copy(meta.PluginVersion[:len(meta.PluginVersion)-1], d.Version)
+		if err := m.Put(uint32(0), meta); err != nil {
+			return nil, fmt.Errorf("writing the node's info: %w", err)
+		}
+	}
+	if err := os.Rename(dir, d.Root.Node()); err != nil {
+		return nil, fmt.Errorf("publishing the node's maps: %w", err)
+	}
+	return openNode(d.Root.Node())
+}
+
+// pruneNode takes the node's objects and the layout down if there is no attachment left, nor one
+// in the making. The caller holds the node's lock.
+func (d *Datapath) pruneNode() error {
+	pods, err := d.Root.Pods()
+	if err != nil {
+		return err
+	}
+	staged, err := d.Root.StagedPods()
+	if err != nil {
+		return err
+	}
+	if len(pods)+len(staged) > 0 {
+		return nil
+	}
+	if err := d.removeNode(); err != nil {
+		return err
+	}
+	d.Root.Prune()
+	return nil
+}
+
+// removeNode takes the node's objects down. The caller holds the node's lock.
+func (d *Datapath) removeNode() error {
+	staged := d.Root.StagedNode()
+	if err := os.RemoveAll(staged); err != nil {
+		return fmt.Errorf("removing the node's objects: %w", err)
+	}
+	// so that nobody ever opens half of it
+	err := os.Rename(d.Root.Node(), staged)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("removing the node's objects: %w", err)
+	}
+	if err := os.RemoveAll(staged); err != nil {
+		return fmt.Errorf("removing the node's objects: %w", err)
+	}
+	return nil
+}
+
+// servesUs tells whether the node's interfaces are those of the calling thread's network
+// namespace; no node serves everybody.
+func (d *Datapath) servesUs() (bool, error) {
+	n, err := openNode(d.Root.Node())
+	if errors.Is(err, fs.ErrNotExist) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer n.close()
+	meta, err := n.meta()
+	if err != nil {
+		return false, err
+	}
+	netns, err := netnsInode()
+	return meta.Netns == netns, err
+}
+
+// netnsInode returns the inode of the calling thread's network namespace.
+func netnsInode() (uint64, error) {
+	info, err := os.Stat("/proc/thread-self/ns/net")
+	if err != nil {
+		return 0, fmt.Errorf("reading the network namespace: %w", err)
+	}
+	return info.Sys().(*syscall.Stat_t).Ino, nil
+}

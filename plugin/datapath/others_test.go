@@ -1,0 +1,460 @@
+package datapath_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/xdp-cni/xdp-cni/bpf"
+	"github.com/xdp-cni/xdp-cni/plugin/datapath"
+	"github.com/xdp-cni/xdp-cni/plugin/pins"
+	"github.com/xdp-cni/xdp-cni/tests"
+)
+
+// TestForeignXDPStays attaches where somebody else's XDP program is, by link and by netlink.
+func TestForeignXDPStays(t *testing.T) {
+	for _, by := range []string{"link", "netlink"} {
+		for _, theirs := range []datapath.Mode{datapath.ModeGeneric, datapath.ModeNative} {
+			for _, mode := range []datapath.Mode{datapath.ModeGeneric, datapath.ModeNative, datapath.ModeTCX} {
+				t.Run(fmt.Sprintf("%s %s then %s", by, theirs, mode), func(t *testing.T) {
+					r := newRig(t, mode, vethDefault)
+					prog := bareXDP(t)
+					attachForeign(t, r, prog, by, theirs)
+					before := r.world()
+					err := r.attach(r.opts)
+					if mode == datapath.ModeTCX {
+						// the tc hooks are nobody's alone
+						if err != nil {
+							t.Errorf("attach: %v", err)
+						}
+						r.mustDetach(r.opts)
+					} else if !errors.Is(err, datapath.ErrForeignProgram) || !strings.Contains(err.Error(), "foreign") {
+						t.Errorf("attach: %v, want ErrForeignProgram that names it", err)
+					}
+					r.expectUnchanged(before)
+					if got := xdpProgram(t, r); got != programID(t, prog) {
+						t.Errorf("the interface runs program %d, want the foreign one", got)
+					}
+				})
+			}
+		}
+	}
+}
+
+func attachForeign(t *testing.T, r *rig, prog *ebpf.Program, by string, mode datapath.Mode) {
+	t.Helper()
+	err := r.node.Do(func() error {
+		host, err := netlink.LinkByIndex(r.veth.HostIndex)
+		if err != nil {
+			return err
+		}
+		flags := link.XDPGenericMode
+		if mode == datapath.ModeNative {
+			flags = link.XDPDriverMode
+		}
+		if by == "netlink" {
+			return netlink.LinkSetXdpFdWithFlags(host, prog.FD(), int(flags))
+		}
+		l, err := link.AttachXDP(link.XDPOptions{Program: prog, Interface: r.veth.HostIndex, Flags: flags})
+		if err == nil {
+			t.Cleanup(func() { l.Close() })
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func xdpProgram(t *testing.T, r *rig) ebpf.ProgramID {
+	t.Helper()
+	var id ebpf.ProgramID
+	err := r.node.Do(func() error {
+		host, err := netlink.LinkByIndex(r.veth.HostIndex)
+		if err == nil && host.Attrs().Xdp != nil {
+			id = ebpf.ProgramID(host.Attrs().Xdp.ProgId)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+func programID(t *testing.T, prog *ebpf.Program) ebpf.ProgramID {
+	t.Helper()
+	info, err := prog.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, _ := info.ID()
+	return id
+}
+
+// TestForeignTCStays: other programs at the tc hooks stay where they are, ours is before them on
+// the way from the pod and behind them on the way to it.
+func TestForeignTCStays(t *testing.T) {
+	r := newRig(t, datapath.ModeTCX, vethDefault)
+	theirs := bareTC(t)
+	for _, hook := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
+		err := r.node.Do(func() error {
+			l, err := link.AttachTCX(link.TCXOptions{Interface: r.veth.HostIndex, Program: theirs, Attach: hook})
+			if err == nil {
+				t.Cleanup(func() { l.Close() })
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := r.world()
+	r.mustAttach(r.opts)
+	err := r.node.Do(func() error {
+		ingress := tcxPrograms(t, r.veth.HostIndex, ebpf.AttachTCXIngress)
+		egress := tcxPrograms(t, r.veth.HostIndex, ebpf.AttachTCXEgress)
+		foreign := programID(t, theirs)
+		if len(ingress) != 2 || ingress[1].ID != foreign || len(egress) != 2 || egress[0].ID != foreign {
+			t.Errorf("tc ingress runs %v, tc egress %v; the foreign program is %d", ingress, egress, foreign)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.mustDetach(r.opts)
+	r.expectUnchanged(before)
+}
+
+// TestForeignFilterStays: a clsact qdisc and a filter of others stay.
+func TestForeignFilterStays(t *testing.T) {
+	r := newRig(t, datapath.ModeTCX, vethDefault)
+	r.features = &datapath.Features{}
+	err := r.node.Do(func() error {
+		attrs := netlink.QdiscAttrs{LinkIndex: r.veth.HostIndex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}
+		if err := netlink.QdiscAdd(&netlink.Clsact{QdiscAttrs: attrs}); err != nil {
+			return err
+		}
+		return netlink.FilterAdd(&netlink.BpfFilter{
+			FilterAttrs: netlink.FilterAttrs{
+				LinkIndex: r.veth.HostIndex, Parent: netlink.HANDLE_MIN_INGRESS, Handle: 1, Priority: 1, Protocol: unix.ETH_P_ALL,
+			},
+			Fd: bareTC(t).FD(), Name: "foreign", DirectAction: true,
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := r.world()
+	r.mustAttach(r.opts)
+	r.mustDetach(r.opts)
+	r.expectUnchanged(before)
+	err = r.node.Do(func() error {
+		host, err := netlink.LinkByIndex(r.veth.HostIndex)
+		if err != nil {
+			return err
+		}
+		filters, err := netlink.FilterList(host, netlink.HANDLE_MIN_INGRESS)
+		if err != nil || len(filters) != 1 {
+			t.Errorf("filters: %v, %v; want the foreign one", filters, err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestIngressQdisc: where clsact is needed, an ingress qdisc such as bandwidth adds is in the way.
+func TestIngressQdisc(t *testing.T) {
+	r := newRig(t, datapath.ModeGeneric, vethDefault)
+	err := r.node.Do(func() error {
+		return netlink.QdiscAdd(&netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{
+			LinkIndex: r.veth.HostIndex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_INGRESS,
+		}})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := r.world()
+	r.features = &datapath.Features{XDPFrags: true}
+	if err := r.attach(r.opts); !errors.Is(err, datapath.ErrUnsupported) || !strings.Contains(err.Error(), "bandwidth") {
+		t.Errorf("attach by clsact: %v", err)
+	}
+	r.expectUnchanged(before)
+	r.features = nil
+	r.mustAttach(r.opts)
+	// tcx goes with it, and takes the place of generic XDP, which would see packets twice
+	if host := r.hostState(r.veth.HostName); host.xdp || host.tcx != 2 {
+		t.Errorf("the host end is %+v, want two programs at tc", host)
+	}
+	if err := r.check(r.opts); err != nil {
+		t.Errorf("check: %v", err)
+	}
+	r.mustDetach(r.opts)
+	r.expectUnchanged(before)
+}
+
+// TestNativeLimits: what native XDP on veth cannot do is said in words.
+func TestNativeLimits(t *testing.T) {
+	t.Run("MTU without frags", func(t *testing.T) {
+		r := newRig(t, datapath.ModeNative, tests.VethOptions{MTU: 9000})
+		before := r.world()
+		r.features = &datapath.Features{TCX: true}
+		if err := r.attach(r.opts); !errors.Is(err, datapath.ErrUnsupported) || !strings.Contains(err.Error(), "MTU") {
+			t.Errorf("attach: %v", err)
+		}
+		r.expectUnchanged(before)
+		r.features = nil
+		r.mustAttach(r.opts) // with frags it goes
+		r.mustDetach(r.opts)
+		r.expectUnchanged(before)
+	})
+	t.Run("queues", func(t *testing.T) {
+		r := newRig(t, datapath.ModeNative, vethDefault)
+		err := r.node.Do(func() error { // a veth whose host end cannot have as many queues as the pod end
+			host, err := netlink.LinkByIndex(r.veth.HostIndex)
+			if err != nil {
+				return err
+			}
+			return netlink.LinkDel(host)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.veth, r.opts = unevenVeth(r)
+		before := r.world()
+		if err := r.attach(r.opts); !errors.Is(err, datapath.ErrUnsupported) || !strings.Contains(err.Error(), "queues") {
+			t.Errorf("attach: %v", err)
+		}
+		r.expectUnchanged(before)
+	})
+}
+
+func unevenVeth(r *rig) (*tests.Veth, datapath.AttachOptions) {
+	r.t.Helper()
+	opts := r.opts
+	err := r.node.Do(func() error {
+		err := netlink.LinkAdd(&netlink.Veth{
+			LinkAttrs: netlink.LinkAttrs{Name: "uneven0", TxQLen: -1, NumTxQueues: 1, NumRxQueues: 1},
+			PeerName:  "uneven1", PeerNumTxQueues: 4, PeerNumRxQueues: 4,
+		})
+		if err != nil {
+			return err
+		}
+		host, err := netlink.LinkByName("uneven0")
+		if err != nil {
+			return err
+		}
+		opts.HostName, opts.HostIndex, opts.PodTxQueues = "uneven0", host.Attrs().Index, 4
+		return nil
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return &tests.Veth{HostName: opts.HostName, HostIndex: opts.HostIndex}, opts
+}
+
+// TestSlotsCollide makes interfaces whose indexes want the same slot.
+func TestSlotsCollide(t *testing.T) {
+	r := newRig(t, datapath.ModeTCX, vethDefault)
+	before := r.world()
+	const slots = 4096
+	var all []datapath.AttachOptions
+	for i := range 3 {
+		opts := r.opts
+		opts.ContainerID = fmt.Sprintf("collide%d", i)
+		opts.HostName = fmt.Sprintf("collide%d", i)
+		opts.HostIndex = 77 + i*slots
+		err := r.node.Do(func() error {
+			return netlink.LinkAdd(&netlink.Veth{
+				LinkAttrs: netlink.LinkAttrs{Name: opts.HostName, Index: opts.HostIndex, TxQLen: -1}, PeerName: opts.HostName + "p",
+			})
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, opts)
+		r.mustAttach(opts)
+	}
+	r.opts = all[0]
+	for i, opts := range all {
+		if err := r.check(opts); err != nil {
+			t.Errorf("check of attachment %d: %v", i, err)
+		}
+	}
+	r.mustDetach(all[0])
+	for _, opts := range all[1:] {
+		if err := r.check(opts); err != nil {
+			t.Errorf("check after the first went: %v", err)
+		}
+		r.mustDetach(opts)
+	}
+	r.expectUnchanged(before)
+}
+
+// TestSameInterfaceTwice: one host end is one attachment's; a stale one makes room.
+func TestSameInterfaceTwice(t *testing.T) {
+	r := newRig(t, datapath.ModeTCX, vethDefault)
+	r.mustAttach(r.opts)
+	before := r.world()
+	second := r.opts
+	second.ContainerID = "second"
+	if err := r.attach(second); !errors.Is(err, datapath.ErrForeignProgram) {
+		t.Errorf("second attachment of one interface: %v", err)
+	}
+	r.expectUnchanged(before)
+	for _, name := range []string{"egress_link", "ingress_link"} {
+		l, err := link.LoadPinnedLink(filepath.Join(r.podDir(), name), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := l.Detach(); err != nil {
+			t.Fatal(err)
+		}
+		l.Close()
+	}
+	r.mustAttach(second)
+	if err := r.check(second); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(r.podDir()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the stale attachment is still there: %v", err)
+	}
+	r.mustDetach(second)
+}
+
+func TestFull(t *testing.T) {
+	r := newRig(t, datapath.ModeGeneric, vethDefault)
+	_, _, other := r.newPod("other", datapath.ModeGeneric, vethDefault)
+	r.mustAttach(r.opts)
+	ready := func() error { return r.do(func(d *datapath.Datapath) error { return d.Ready() }) }
+	if err := ready(); err != nil {
+		t.Errorf("ready: %v", err)
+	}
+	slots, err := ebpf.LoadPinnedMap(filepath.Join(pins.NewRoot(r.node.BPFFS).Node(), "slots"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer slots.Close()
+	for i := range slots.MaxEntries() {
+		var have bpf.DatapathSlot
+		if err := slots.Lookup(i, &have); err != nil {
+			t.Fatal(err)
+		}
+		if have.Ifindex == 0 {
+			if err := slots.Put(i, bpf.DatapathSlot{Ifindex: 1<<20 + i}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := ready(); !errors.Is(err, datapath.ErrFull) {
+		t.Errorf("ready on a full node: %v", err)
+	}
+	before := r.world()
+	if err := r.attach(other); !errors.Is(err, datapath.ErrFull) {
+		t.Errorf("attach on a full node: %v", err)
+	}
+	r.expectUnchanged(before)
+	// nobody owns those slots: GC frees them
+	err = r.do(func(d *datapath.Datapath) error {
+		_, err := d.Collect(context.Background(), datapath.CollectOptions{})
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	r.mustAttach(other)
+	for _, opts := range []datapath.AttachOptions{other, r.opts} {
+		if err := r.check(opts); err != nil {
+			t.Error(err)
+		}
+		r.mustDetach(opts)
+	}
+}
+
+// TestLockHasALimit holds the node's lock, and then the attachment's, longer than others wait.
+func TestLockHasALimit(t *testing.T) {
+	r := newRig(t, datapath.ModeGeneric, vethDefault)
+	r.mustAttach(r.opts)
+	_, _, other := r.newPod("other", datapath.ModeGeneric, vethDefault)
+	short := func(o *datapath.Options) { o.LockTimeout = 50 * time.Millisecond }
+	node, err := pins.NewRoot(r.node.BPFFS).Lock(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := r.world()
+	if err := r.attach(other, short); !errors.Is(err, pins.ErrBusy) {
+		t.Errorf("attach under another's lock: %v", err)
+	}
+	node.Unlock()
+	r.expectUnchanged(before)
+	pod, err := pins.LockDir(t.Context(), r.podDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = r.do(func(d *datapath.Datapath) error {
+		return d.Detach(context.Background(), r.opts.ContainerID, r.opts.IfName)
+	}, short)
+	if !errors.Is(err, pins.ErrBusy) {
+		t.Errorf("detach under another's lock: %v", err)
+	}
+	pod.Unlock()
+	r.mustDetach(r.opts)
+}
+
+// TestOtherNetns: interface indexes of another namespace are not ours.
+func TestOtherNetns(t *testing.T) {
+	r := newRig(t, datapath.ModeGeneric, vethDefault)
+	r.mustAttach(r.opts)
+	stranger := tests.MustNode(t)
+	in := func(fn func(*datapath.Datapath) error) error {
+		return stranger.Do(func() error {
+			return fn(datapath.New(datapath.Options{Root: pins.NewRoot(r.node.BPFFS)}))
+		})
+	}
+	pod := tests.MustPod(t, stranger, "pod")
+	veth, err := tests.MakeVeth(t.Context(), stranger, pod, vethDefault)
+	if err != nil {
+		t.Fatal(err)
+	}
+	opts := r.opts
+	opts.ContainerID, opts.HostName, opts.HostIndex = "stranger", veth.HostName, veth.HostIndex
+	before := r.world()
+	attach := func(d *datapath.Datapath) error { return d.Attach(context.Background(), opts) }
+	if err := in(attach); !errors.Is(err, datapath.ErrOtherNetns) {
+		t.Errorf("attach from another namespace: %v", err)
+	}
+	if err := in((*datapath.Datapath).Ready); !errors.Is(err, datapath.ErrOtherNetns) {
+		t.Errorf("ready in another namespace: %v", err)
+	}
+	r.expectUnchanged(before)
+	// once its interfaces are gone, the pins are nobody's
+	if err := r.pod.Close(); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(settle)
+	for err = in((*datapath.Datapath).Ready); err != nil && time.Now().Before(deadline); err = in((*datapath.Datapath).Ready) {
+		time.Sleep(20 * time.Millisecond) // a namespace is taken down by a worker
+	}
+	if err != nil {
+		t.Errorf("ready after the other namespace's pods are gone: %v", err)
+	}
+	if err := in(attach); err != nil {
+		t.Errorf("attach after the other namespace's pods are gone: %v", err)
+	}
+	if err := in(func(d *datapath.Datapath) error { return d.Detach(context.Background(), "stranger", opts.IfName) }); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,52 @@
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/xdp-cni/xdp-cni/plugin/pins"
+)
+
+// Ready returns nil if Attach could succeed, else what is in its way: the kernel, the privileges,
+// bpffs, another network namespace, or ErrFull. It changes nothing and takes a few milliseconds.
+func (d *Datapath) Ready() error {
+	if err := CheckKernel(); err != nil {
+		return err
+	}
+	mounted, err := d.Root.Mounted()
+	if err != nil {
+		return err
+	}
+	if !mounted {
+		return pins.Mountable()
+	}
+	n, err := openNode(d.Root.Node())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer n.close()
+	meta, err := n.meta()
+	if err != nil {
+		return err
+	}
+	netns, err := netnsInode()
+	if err != nil {
+		return err
+	}
+	if meta.Netns != netns {
+		// ADD takes over if that namespace is gone
+		return d.checkAbandoned(meta.Netns)
+	}
+	taken, err := n.takenSlots()
+	if err != nil {
+		return err
+	}
+	if len(taken) >= int(n.slots.MaxEntries()) {
+		return fmt.Errorf("%w: all %d slots are taken", ErrFull, len(taken))
+	}
+	return nil
+}

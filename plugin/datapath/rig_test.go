@@ -1,0 +1,272 @@
+package datapath_test
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/safchain/ethtool"
+	"github.com/vishvananda/netlink"
+
+	"github.com/xdp-cni/xdp-cni/plugin/datapath"
+	"github.com/xdp-cni/xdp-cni/plugin/pins"
+	"github.com/xdp-cni/xdp-cni/tests"
+	"github.com/xdp-cni/xdp-cni/tests/priv"
+)
+
+func TestMain(m *testing.M) {
+	if step := os.Getenv(envKillStep); step != "" {
+		attachAndDie(step)
+	}
+	tests.Main(m)
+}
+
+// settle is how long the kernel may take to free what nobody refers to any more.
+const settle = 10 * time.Second
+
+// rig is a node with a pod whose veth no plugin made.
+type rig struct {
+	t    *testing.T
+	node *tests.Node
+	pod  *tests.Pod
+	veth *tests.Veth
+	opts datapath.AttachOptions
+	// features of the kernel as the datapath is told; nil: as they are
+	features *datapath.Features
+}
+
+func newRig(t *testing.T, mode datapath.Mode, veth tests.VethOptions) *rig {
+	t.Helper()
+	priv.Root(t)
+	r := &rig{t: t, node: tests.MustNode(t)}
+	// before the node is closed, so that what is left is noticed as what it is
+	r.pod, r.veth, r.opts = r.newPod("pod", mode, veth)
+	return r
+}
+
+func (r *rig) newPod(name string, mode datapath.Mode, options tests.VethOptions) (*tests.Pod, *tests.Veth, datapath.AttachOptions) {
+	r.t.Helper()
+	pod := tests.MustPod(r.t, r.node, name)
+	veth, err := tests.MakeVeth(r.t.Context(), r.node, pod, options)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return pod, veth, datapath.AttachOptions{
+		ContainerID: pod.ContainerID, IfName: pod.IfName, Netns: pod.NetNS(), Network: "net",
+		PodNamespace: "default", PodName: name, PodUID: "uid-1",
+		HostName: veth.HostName, HostIndex: veth.HostIndex, PodIndex: veth.PodIndex, PodMAC: veth.PodMAC,
+		PodTxQueues: max(options.Queues, 1),
+		Addresses:   []netip.Prefix{netip.MustParsePrefix("10.0.0.2/24"), netip.MustParsePrefix("fd00::2/64")},
+		Mode:        mode, Peers: 64,
+	}
+}
+
+// do runs fn with a datapath in the node's network namespace.
+func (r *rig) do(fn func(*datapath.Datapath) error, change ...func(*datapath.Options)) error {
+	r.t.Helper()
+	opts := datapath.Options{
+		Root: pins.NewRoot(r.node.BPFFS), Version: "test", Features: r.features, LockTimeout: 5 * time.Second,
+	}
+	for _, c := range change {
+		c(&opts)
+	}
+	return r.node.Do(func() error { return fn(datapath.New(opts)) })
+}
+
+func (r *rig) attach(opts datapath.AttachOptions, change ...func(*datapath.Options)) error {
+	r.t.Helper()
+	return r.do(func(d *datapath.Datapath) error { return d.Attach(context.Background(), opts) }, change...)
+}
+
+func (r *rig) mustAttach(opts datapath.AttachOptions) {
+	r.t.Helper()
+	if err := r.attach(opts); err != nil {
+		r.t.Fatalf("attach: %v", err)
+	}
+}
+
+func (r *rig) detach(opts datapath.AttachOptions) error {
+	r.t.Helper()
+	return r.do(func(d *datapath.Datapath) error { return d.Detach(context.Background(), opts.ContainerID, opts.IfName) })
+}
+
+func (r *rig) mustDetach(opts datapath.AttachOptions) {
+	r.t.Helper()
+	if err := r.detach(opts); err != nil {
+		r.t.Errorf("detach: %v", err)
+	}
+}
+
+func (r *rig) check(opts datapath.AttachOptions) error {
+	r.t.Helper()
+	return r.do(func(d *datapath.Datapath) error { return d.Check(context.Background(), opts) })
+}
+
+// hostState is what a host end shows of attachments.
+type hostState struct {
+	xdp      bool
+	tcx      int // programs at both hooks
+	qdiscs   []string
+	gro      bool
+	rxQueues uint32
+}
+
+func (r *rig) hostState(name string) hostState {
+	r.t.Helper()
+	var s hostState
+	err := r.node.Do(func() error {
+		host, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		s.xdp = host.Attrs().Xdp != nil && host.Attrs().Xdp.Attached
+		for _, hook := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
+			s.tcx += len(tcxPrograms(r.t, host.Attrs().Index, hook))
+		}
+		qdiscs, err := netlink.QdiscList(host)
+		if err != nil {
+			return err
+		}
+		for _, q := range qdiscs {
+			s.qdiscs = append(s.qdiscs, q.Type())
+		}
+		slices.Sort(s.qdiscs)
+		tool, err := ethtool.NewEthtool()
+		if err != nil {
+			return err
+		}
+		defer tool.Close()
+		features, err := tool.Features(name)
+		if err != nil {
+			return err
+		}
+		s.gro = features["rx-gro"]
+		channels, err := tool.GetChannels(name)
+		s.rxQueues = channels.RxCount
+		return err
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return s
+}
+
+func (s hostState) equal(o hostState) bool {
+	return s.xdp == o.xdp && s.tcx == o.tcx && slices.Equal(s.qdiscs, o.qdiscs) && s.gro == o.gro && s.rxQueues == o.rxQueues
+}
+
+// world is all that an operation that fails must leave as it was.
+type world struct {
+	tree    []string
+	objects tests.Snapshot
+	host    hostState
+}
+
+func (r *rig) world() world {
+	r.t.Helper()
+	return world{r.node.Tree(), tests.MustObjects(r.t), r.hostState(r.veth.HostName)}
+}
+
+func (r *rig) expectUnchanged(before world) {
+	r.t.Helper()
+	if after := r.node.Tree(); !slices.Equal(before.tree, after) {
+		r.t.Errorf("the bpffs tree was\n  %s\nand is\n  %s", strings.Join(before.tree, "\n  "), strings.Join(after, "\n  "))
+	}
+	if after := r.hostState(r.veth.HostName); !before.host.equal(after) {
+		r.t.Errorf("the host end was %+v and is %+v", before.host, after)
+	}
+	if err := tests.WaitNoNew(context.Background(), before.objects, settle); err != nil {
+		r.t.Error(err)
+	}
+}
+
+// Variants of mode and kernel that attachments differ by.
+var variants = []struct {
+	name     string
+	mode     datapath.Mode
+	features *datapath.Features
+}{
+	{"generic", datapath.ModeGeneric, nil},
+	{"native", datapath.ModeNative, nil},
+	{"tcx", datapath.ModeTCX, nil},
+	{"generic with clsact", datapath.ModeGeneric, &datapath.Features{XDPFrags: true}},
+	{"native without frags, with clsact", datapath.ModeNative, &datapath.Features{}},
+	{"clsact", datapath.ModeTCX, &datapath.Features{}},
+}
+
+// eachVariant runs test as a subtest of each; veth ends have two queues, of which the host end
+// uses one, so that native mode has something to change.
+func eachVariant(t *testing.T, test func(t *testing.T, r *rig)) {
+	for _, v := range variants {
+		t.Run(v.name, func(t *testing.T) {
+			r := newRig(t, v.mode, tests.VethOptions{Queues: 2})
+			r.features = v.features
+			err := r.node.Do(func() error {
+				tool, err := ethtool.NewEthtool()
+				if err != nil {
+					return err
+				}
+				defer tool.Close()
+				channels, err := tool.GetChannels(r.veth.HostName)
+				if err != nil {
+					return err
+				}
+				channels.RxCount = 1
+				_, err = tool.SetChannels(r.veth.HostName, channels)
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			test(t, r)
+		})
+	}
+}
+
+var vethDefault tests.VethOptions
+
+var errInjected = errors.New("injected")
+
+// stepsOf returns the names of the steps that an attach of these options goes through.
+func (r *rig) stepsOf(opts datapath.AttachOptions) []string {
+	r.t.Helper()
+	var steps []string
+	err := r.attach(opts, func(o *datapath.Options) {
+		o.BeforeStep = func(step string) error { steps = append(steps, step); return nil }
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if err := r.detach(opts); err != nil {
+		r.t.Fatal(err)
+	}
+	if len(steps) < 5 {
+		r.t.Fatalf("only steps %v", steps)
+	}
+	return steps
+}
+
+// Environment of a child process of the test that attaches and kills itself at a step.
+const (
+	envKillStep = "XDP_CNI_TEST_KILL_STEP"
+	envAttach   = "XDP_CNI_TEST_ATTACH"
+)
+
+func (r *rig) attachKilled(opts datapath.AttachOptions, step string) {
+	r.t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), envKillStep+"="+step, envAttach+"="+encodeChild(r.t, r.node.BPFFS, opts, r.features))
+	out, err := r.node.Run(cmd)
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		r.t.Fatalf("child that should be killed at %q: %v\n%s", step, err, out.Stderr)
+	}
+}

@@ -1,0 +1,78 @@
+package pins
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// systemMount is where a bpffs belongs (Documentation/filesystems and systemd's sys-fs-bpf.mount).
+const systemMount = "/sys/fs/bpf"
+
+// ErrNoBPFFS says that the root is on no bpffs and none can be mounted for it.
+var ErrNoBPFFS = errors.New("no bpffs")
+
+// Mounted tells whether the root is, or would be, on a bpffs.
+func (r Root) Mounted() (bool, error) {
+	for dir := r.path; ; dir = filepath.Dir(dir) {
+		var st unix.Statfs_t
+		err := unix.Statfs(dir, &st)
+		if err == nil {
+			return uint32(st.Type) == unix.BPF_FS_MAGIC, nil
+		}
+		if !errors.Is(err, unix.ENOENT) || dir == "/" {
+			return false, fmt.Errorf("looking for a bpffs at %s: %w", dir, err)
+		}
+	}
+}
+
+// Mountable returns nil if the kernel knows bpffs and the process may mount it, else ErrNoBPFFS
+// with the reason.
+func Mountable() error {
+	known, err := os.ReadFile("/proc/filesystems")
+	if err != nil {
+		return fmt.Errorf("reading the kernel's filesystems: %w", err)
+	}
+	if !strings.Contains(string(known), "\tbpf\n") {
+		return fmt.Errorf("%w: the kernel has none (CONFIG_BPF_SYSCALL)", ErrNoBPFFS)
+	}
+	return nil
+}
+
+// Mount mounts a bpffs if the root is on none: at /sys/fs/bpf if the root is under it, else at
+// the root itself. It never hides files: the mount point must be empty.
+func (r Root) Mount(ctx context.Context) error {
+	if mounted, err := r.Mounted(); mounted || err != nil {
+		return err
+	}
+	point := r.path
+	if point == systemMount || strings.HasPrefix(point, systemMount+"/") {
+		point = systemMount
+	} else if err := os.MkdirAll(point, 0o700); err != nil {
+		return fmt.Errorf("making the mount point of a bpffs: %w", err)
+	}
+	dir, err := os.Open(point)
+	if err != nil {
+		return fmt.Errorf("%w: opening the mount point: %w", ErrNoBPFFS, err)
+	}
+	defer dir.Close()
+	// two mounts, one over the other, would hide the first one's pins
+	if err := flock(ctx, dir); err != nil {
+		return fmt.Errorf("locking %s: %w", point, err)
+	}
+	if mounted, err := r.Mounted(); mounted || err != nil {
+		return err
+	}
+	if names, err := dir.Readdirnames(1); err == nil && len(names) > 0 {
+		return fmt.Errorf("%w: %s is not empty, so none is mounted over it", ErrNoBPFFS, point)
+	}
+	if err := unix.Mount("bpf", point, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+		return fmt.Errorf("%w: mounting one at %s: %w", ErrNoBPFFS, point, err)
+	}
+	return nil
+}

@@ -1,0 +1,23 @@
+package main
+
+import (
+	"context"
+	"errors"
+
+	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/xdp-cni/xdp-cni/plugin/datapath"
+)
+
+// status tells whether an ADD could succeed: code 50 if none can (CNI SPEC, section "STATUS"),
+// 51 if the node can take no more.
+func status(_ context.Context, c *call) error {
+	err := c.datapath.Ready()
+	if errors.Is(err, datapath.ErrFull) {
+		return types.NewError(types.ErrLimitedConnectivity, err.Error(), "")
+	}
+	if err != nil {
+		return types.NewError(types.ErrPluginNotAvailable, err.Error(), "")
+	}
+	return nil
+}

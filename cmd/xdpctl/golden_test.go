@@ -1,0 +1,211 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"math"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/xdp-cni/xdp-cni/plugin/datapath"
+	"github.com/xdp-cni/xdp-cni/plugin/pins"
+)
+
+var update = flag.Bool("update", false, "write the golden files instead of comparing with them")
+
+func golden(t *testing.T, name, have string) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(path, []byte(have), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatalf("%v; go test -update makes it", err)
+	}
+	if have != string(want) {
+		t.Errorf("%s is not as it was; see the difference with go test -update and git diff. Now:\n%s", name, have)
+	}
+}
+
+// TestGolden renders a result of each command in each format.
+func TestGolden(t *testing.T) {
+	list := sampleAttachments()
+	later := &sample{at: made.Add(2 * time.Second), readings: sampleReadings()}
+	earlier := &sample{at: made, readings: []reading{{later.readings[0].Attachment, &datapath.Stats{}}}}
+	plain, watched := later.reports(nil), later.reports(earlier)
+	pods := []podReport{}
+	for _, a := range list {
+		pods = append(pods, newPodReport(a.Meta))
+	}
+	peers := newPeersReport(list[0].Meta, samplePeers(), 0)
+	collected := newGCReport(true, list[:1])
+	version := versionReport{Release: "v0.1.0", Layout: pins.Version, BPFFS: "/sys/fs/bpf/xdp-cni", Node: newNodeReport(sampleNode())}
+	for _, result := range []struct {
+		name   string
+		result any
+		render func(style) string
+		more   []format // beside table and JSON
+	}{
+		{"pods", pods, func(s style) string { return podsTable(pods, s, now) }, []format{formatWide}},
+		{"stats", plain, func(s style) string { return statsTable(plain, s) }, []format{formatWide, formatYAML}},
+		{"stats-watch", watched, func(s style) string { return statsTable(watched, s) }, nil},
+		{"peers", peers, func(s style) string { return peersTable(&peers, s) }, nil},
+		{"gc", collected, func(s style) string { return gcTable(&collected, s) }, nil},
+		{"version", version, func(style) string { return versionText(&version, true, now) }, nil},
+		{"doctor", newDoctorReport(goodFacts()), func(style) string { return doctorText(newDoctorReport(goodFacts())) }, nil},
+		{"doctor-bad", newDoctorReport(badFacts()), func(style) string { return doctorText(newDoctorReport(badFacts())) }, nil},
+	} {
+		for _, as := range append([]format{formatTable, formatJSON}, result.more...) {
+			t.Run(result.name+"/"+string(as), func(t *testing.T) {
+				var out bytes.Buffer
+				o := &options{streams: streams{out: &out}, format: as}
+				if err := o.write(result.result, result.render); err != nil {
+					t.Fatal(err)
+				}
+				suffix := map[format]string{formatTable: ".txt", formatWide: "-wide.txt", formatJSON: ".json", formatYAML: ".yaml"}
+				golden(t, result.name+suffix[as], out.String())
+			})
+		}
+	}
+}
+
+// TestEmptyIsNoNull: what is empty is [] in JSON.
+func TestEmptyIsNoNull(t *testing.T) {
+	none := &datapath.Meta{}
+	for _, result := range []any{
+		(&sample{}).reports(nil), newStatsReport(none, &datapath.Stats{}), newPodReport(none),
+		newPeersReport(none, nil, 0), newGCReport(false, nil), newNodeReport(&datapath.NodeInfo{}),
+		newDoctorReport(&facts{privileges: os.ErrPermission}),
+	} {
+		text, err := json.Marshal(result)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(text), "null") {
+			t.Errorf("%T has a null: %s", result, text)
+		}
+	}
+}
+
+// TestStatsFieldOrder: the fields come in the order that was promised for people who read it.
+func TestStatsFieldOrder(t *testing.T) {
+	text, err := json.Marshal((&sample{readings: sampleReadings()}).reports(&sample{at: made.Add(-time.Second)})[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	var order []string
+	_, _ = decoder.Token() // {
+	for decoder.More() {
+		key, err := decoder.Token()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var value json.RawMessage
+		if err := decoder.Decode(&value); err != nil {
+			t.Fatal(err)
+		}
+		order = append(order, key.(string))
+	}
+	want := "containerID ifname netns pod network hostInterface mode addresses egress ingress protocols kinds rates"
+	if have := strings.Join(order, " "); have != want {
+		t.Errorf("fields\n%s, want\n%s", have, want)
+	}
+}
+
+// TestDocs: docs/json.md has a row for each field there is, and no other rows.
+func TestDocs(t *testing.T) {
+	text, err := os.ReadFile("../../docs/json.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	documented := map[string]bool{}
+	for _, row := range regexp.MustCompile("(?m)^\\| `([^`]+)`").FindAllStringSubmatch(string(text), -1) {
+		documented[row[1]] = true
+	}
+	files, err := filepath.Glob("testdata/*.json")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no golden JSON", err)
+	}
+	there := map[string]bool{}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var value any
+		if err := json.Unmarshal(text, &value); err != nil {
+			t.Fatal(err)
+		}
+		fieldPaths(value, "", there)
+	}
+	for path := range there {
+		if !documented[path] {
+			t.Errorf("docs/json.md has no row for `%s`", path)
+		}
+	}
+	for path := range documented {
+		if !there[path] {
+			t.Errorf("docs/json.md has a row for `%s`, which no command writes", path)
+		}
+	}
+}
+
+// fieldPaths adds the path of each field in value, as "checks[].name". Counters are one thing; so
+// are the fields of an attachment, wherever it stands.
+func fieldPaths(value any, path string, to map[string]bool) {
+	switch value := value.(type) {
+	case []any:
+		for _, element := range value {
+			if path == "" || path == "removed" {
+				fieldPaths(element, "", to) // one of several attachments
+			} else {
+				fieldPaths(element, path+"[]", to)
+			}
+		}
+	case map[string]any:
+		for name, field := range value {
+			below := strings.TrimPrefix(path+"."+name, ".")
+			if (name == "packets" || name == "bytes") && len(value) == 2 {
+				below = name
+			}
+			to[below] = true
+			fieldPaths(field, below, to)
+		}
+	}
+}
+
+func TestFieldPaths(t *testing.T) {
+	var value any
+	if err := json.Unmarshal([]byte(`[{"a":{"b":1},"c":[{"d":{"packets":1,"bytes":2}}]}]`), &value); err != nil {
+		t.Fatal(err)
+	}
+	have := map[string]bool{}
+	fieldPaths(value, "", have)
+	for _, want := range []string{"a", "a.b", "c", "c[].d", "packets", "bytes"} {
+		if !have[want] {
+			t.Errorf("no %s", want)
+		}
+	}
+	if len(have) != 6 {
+		t.Errorf("fields %v, want 6", have)
+	}
+}
+
+// TestYAMLIsExact: the way through JSON does not make floats of large counters.
+func TestYAMLIsExact(t *testing.T) {
+	o := &options{format: formatYAML}
+	text, err := o.encode(counter{Packets: math.MaxUint64, Bytes: 1<<53 + 1}, nil)
+	if want := "bytes: 9007199254740993\npackets: 18446744073709551615\n"; err != nil || string(text) != want {
+		t.Errorf("%q, %v; want %q", text, err, want)
+	}
+}

@@ -1,0 +1,17 @@
+// Command xdpctl shows what the xdp CNI plugin counts and runs on a node, checks it, and clears up
+// after containers that are gone.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// a second signal ends what does not heed the first
+	context.AfterFunc(ctx, stop)
+	os.Exit(run(ctx, streams{in: os.Stdin, out: os.Stdout, err: os.Stderr}, os.Args[1:]))
+}

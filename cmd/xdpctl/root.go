@@ -1,0 +1,164 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/xdp-cni/xdp-cni/conf"
+	"github.com/xdp-cni/xdp-cni/internal/release"
+	"github.com/xdp-cni/xdp-cni/plugin/datapath"
+	"github.com/xdp-cni/xdp-cni/plugin/pins"
+)
+
+// Exit statuses.
+const (
+	exitFailure = 1
+	exitUsage   = 2
+)
+
+// streams are where a command reads and writes.
+type streams struct {
+	in       io.Reader
+	out, err io.Writer
+}
+
+// options are the flags that every command has.
+type options struct {
+	streams
+	bpffs  string
+	format format
+	exact  bool
+}
+
+// run runs xdpctl and returns its exit status.
+func run(ctx context.Context, s streams, args []string) int {
+	root := newRootCommand(s)
+	root.SetArgs(append([]string{}, args...)) // nil would be those of the process
+	cmd, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintf(s.err, "xdpctl: %v\n", err)
+	var usage *usageError
+	if errors.As(err, &usage) {
+		fmt.Fprintf(s.err, "Try '%s --help'.\n", cmd.CommandPath())
+		return exitUsage
+	}
+	if os.Geteuid() != 0 && (errors.Is(err, fs.ErrPermission) || errors.Is(err, datapath.ErrPrivileges)) {
+		fmt.Fprintln(s.err, "Reading the pins and maps of the node takes root: try again with sudo.")
+	}
+	return exitFailure
+}
+
+// usageError is a mistake in the command line.
+type usageError struct{ error }
+
+func (e *usageError) Unwrap() error { return e.error }
+
+func usagef(format string, args ...any) error {
+	return &usageError{fmt.Errorf(format, args...)}
+}
+
+// usageArgs makes errors of a check of arguments usage errors.
+func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return &usageError{err}
+		}
+		return nil
+	}
+}
+
+const rootHelp = `xdpctl shows what the xdp CNI plugin counts and runs on this node.
+
+All of it is read from the pins under --bpffs, without a lock and without disturbing the packet
+path; there is no daemon to ask. Reading takes root.
+
+Egress is what a pod sends, ingress what it receives. POD, where a command takes one, is any of
+  namespace/name        of the pod, in Kubernetes
+  a container ID        or the first characters of one
+  a host interface      the host end of the pod's veth
+  an address            of the pod, with or without its prefix length
+
+Exit status: 0, 1 if something failed, 2 if the command line is wrong.`
+
+func newRootCommand(s streams) *cobra.Command {
+	o := &options{streams: s, format: formatTable}
+	root := &cobra.Command{
+		Use:   "xdpctl",
+		Short: "Show and check the per-pod statistics of the xdp CNI plugin",
+		Long:  rootHelp,
+		Example: `  xdpctl stats
+  xdpctl stats kube-system/coredns-5d78c9869d-x7v2k --watch 2s
+  xdpctl stats -o json | jq '.[] | {pod: .pod.name, dropped: .egress.drop.packets}'
+  xdpctl doctor`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			message := fmt.Sprintf("unknown command %q", args[0])
+			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+				message += ", did you mean " + strings.Join(near, " or ") + "?"
+			}
+			return usagef("%s", message)
+		},
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		SilenceErrors: true,
+		SilenceUsage:  true,
+
+		SuggestionsMinimumDistance: 2,
+	}
+	root.SetIn(s.in)
+	root.SetOut(s.out)
+	root.SetErr(s.err)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
+
+	flags := root.PersistentFlags()
+	flags.StringVar(&o.bpffs, "bpffs", conf.DefaultBPFFS, "the `directory` of the pins, as \"bpffs\" in the plugin's configuration")
+	flags.VarP(&o.format, "output", "o", "output `format`: "+strings.Join(formatNames(), ", "))
+	flags.BoolVar(&o.exact, "bytes", false, "exact numbers in tables, instead of 1.2k and 3.4 MiB")
+	// both flags are there, and have no completion yet
+	_ = root.MarkPersistentFlagDirname("bpffs")
+	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formatNames(), cobra.ShellCompDirectiveNoFileComp))
+
+	root.AddCommand(newPodsCommand(o), newStatsCommand(o), newPeersCommand(o),
+		newDoctorCommand(o), newGCCommand(o), newVersionCommand(o))
+	return root
+}
+
+// datapath is the way to the node's attachments.
+func (o *options) datapath() *datapath.Datapath {
+	return datapath.New(datapath.Options{
+		Root:    pins.NewRoot(o.bpffs),
+		Version: release.Version(),
+		Log:     slog.New(slog.NewTextHandler(o.err, &slog.HandlerOptions{Level: slog.LevelWarn})),
+	})
+}
+
+// attachments returns those of POD, or all if there is none among the arguments, in the order
+// they are shown in. Attachments that cannot be read are left out and come as an error; what can
+// be read is returned along with it.
+func (o *options) attachments(d *datapath.Datapath, args []string) ([]datapath.Attachment, error) {
+	all, err := d.List()
+	sortAttachments(all)
+	if len(args) == 0 {
+		return all, err
+	}
+	picked, pickErr := pick(all, args[0])
+	return picked, errors.Join(pickErr, err)
+}
+
+// noneNote says on stderr why a table is empty.
+func (o *options) noneNote() {
+	if o.format.isTable() {
+		fmt.Fprintf(o.err, "There are no attachments under %s.\n", o.bpffs)
+	}
+}

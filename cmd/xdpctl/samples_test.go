@@ -1,0 +1,143 @@
+package main
+
+import (
+	"errors"
+	"io/fs"
+	"net/netip"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/xdp-cni/xdp-cni/bpf"
+	"github.com/xdp-cni/xdp-cni/plugin/datapath"
+)
+
+// The made-up node of the tests: demo/client with two interfaces, demo/server, and a container
+// outside Kubernetes whose ID begins like the server's.
+const (
+	clientID = "0a1b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8f9"
+	serverID = "77aa00000000000000000000000000000000000000000000000000000000cafe"
+	podmanID = "77bb00000000000000000000000000000000000000000000000000000000beef"
+)
+
+var (
+	made = time.Date(2026, 2, 3, 4, 5, 6, 0, time.UTC)
+	now  = made.Add(3*time.Hour + 20*time.Minute)
+)
+
+func sampleAttachments() []datapath.Attachment {
+	attachment := func(m datapath.Meta) datapath.Attachment {
+		m.Created, m.PluginVersion = made, "v0.1.0"
+		if m.Network == "" {
+			m.Network = "pods"
+		}
+		m.PodMAC = []byte{2, 0, 0, 0, 0, byte(m.PodIndex)}
+		return datapath.Attachment{ID: m.ContainerID + "__" + m.IfName, Meta: &m}
+	}
+	list := []datapath.Attachment{
+		attachment(datapath.Meta{
+			ContainerID: serverID, IfName: "eth0", Netns: "/run/netns/server",
+			PodNamespace: "demo", PodName: "server", PodUID: "5b1f0d6e-0000-4000-8000-000000000002",
+			HostName: "veth22222222", HostIndex: 12, PodIndex: 2, Mode: datapath.ModeGeneric,
+			Addresses: []netip.Prefix{netip.MustParsePrefix("10.88.0.3/16")},
+		}),
+		attachment(datapath.Meta{
+			ContainerID: podmanID, IfName: "eth0",
+			HostName: "veth33333333", HostIndex: 13, PodIndex: 2, Mode: datapath.ModeNative,
+		}),
+		attachment(datapath.Meta{
+			ContainerID: clientID, IfName: "net1", Netns: "/run/netns/client", Network: "storage",
+			PodNamespace: "demo", PodName: "client", PodUID: "5b1f0d6e-0000-4000-8000-000000000001",
+			HostName: "veth11111112", HostIndex: 11, PodIndex: 3, Mode: datapath.ModeNative,
+			Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.2/24")},
+		}),
+		attachment(datapath.Meta{
+			ContainerID: clientID, IfName: "eth0", Netns: "/run/netns/client",
+			PodNamespace: "demo", PodName: "client", PodUID: "5b1f0d6e-0000-4000-8000-000000000001",
+			HostName: "veth11111111", HostIndex: 10, PodIndex: 2, Mode: datapath.ModeTCX,
+			Addresses: []netip.Prefix{netip.MustParsePrefix("10.88.0.2/16"), netip.MustParsePrefix("fd00::2/64")},
+		}),
+	}
+	sortAttachments(list)
+	return list
+}
+
+// sampleReadings are counters of the first two attachments.
+func sampleReadings() []reading {
+	busy := &datapath.Stats{
+		Egress: datapath.DirectionStats{
+			Verdicts: [bpf.DatapathVerdictVERDICTS]datapath.Counter{
+				bpf.DatapathVerdictVERDICT_PASS: {Packets: 123_456, Bytes: 98_765_432},
+				bpf.DatapathVerdictVERDICT_DROP: {Packets: 7, Bytes: 700},
+			},
+			Protocols: [bpf.DatapathProtocolPROTOCOLS]datapath.Counter{
+				bpf.DatapathProtocolPROTOCOL_TCP:    {Packets: 120_000, Bytes: 98_000_000},
+				bpf.DatapathProtocolPROTOCOL_UDP:    {Packets: 3_450, Bytes: 765_000},
+				bpf.DatapathProtocolPROTOCOL_ICMPV6: {Packets: 10, Bytes: 980},
+			},
+			Kinds: [bpf.DatapathKindKINDS]datapath.Counter{
+				bpf.DatapathKindKIND_IPV4:      {Packets: 123_450, Bytes: 98_765_000},
+				bpf.DatapathKindKIND_IPV6:      {Packets: 10, Bytes: 980},
+				bpf.DatapathKindKIND_TRUNCATED: {Packets: 2, Bytes: 100},
+				bpf.DatapathKindKIND_MALFORMED: {Packets: 1, Bytes: 52},
+			},
+		},
+		Ingress: datapath.DirectionStats{
+			Verdicts: [bpf.DatapathVerdictVERDICTS]datapath.Counter{
+				bpf.DatapathVerdictVERDICT_PASS:     {Packets: 999, Bytes: 1023},
+				bpf.DatapathVerdictVERDICT_REDIRECT: {Packets: 1, Bytes: 1},
+			},
+			Protocols: [bpf.DatapathProtocolPROTOCOLS]datapath.Counter{
+				bpf.DatapathProtocolPROTOCOL_OTHER: {Packets: 1000, Bytes: 1024},
+			},
+			Kinds: [bpf.DatapathKindKINDS]datapath.Counter{
+				bpf.DatapathKindKIND_OTHER: {Packets: 1000, Bytes: 1024},
+			},
+		},
+	}
+	list := sampleAttachments()
+	return []reading{{list[1], busy}, {list[0], &datapath.Stats{}}}
+}
+
+func samplePeers() []datapath.PeerStats {
+	return []datapath.PeerStats{
+		{Address: netip.MustParseAddr("10.88.0.3"), Egress: datapath.Counter{Packets: 1, Bytes: 98}, Ingress: datapath.Counter{Packets: 1, Bytes: 98}},
+		{Address: netip.MustParseAddr("fd00::3"), Egress: datapath.Counter{Packets: 2000, Bytes: 4 << 20}},
+		{Address: netip.MustParseAddr("10.88.0.1"), Ingress: datapath.Counter{Packets: 2, Bytes: 196}},
+		// read twice, the second time later
+		{Address: netip.MustParseAddr("10.88.0.3"), Egress: datapath.Counter{Packets: 3, Bytes: 294}, Ingress: datapath.Counter{Packets: 3, Bytes: 294}},
+	}
+}
+
+func sampleNode() *datapath.NodeInfo {
+	return &datapath.NodeInfo{
+		Release: "v0.1.0", Created: made, Netns: 4026531840, Here: true, XDPFrags: true, Slots: 4096, Taken: 4,
+		Programs: []datapath.NodeProgram{
+			{Name: "xdp_egress", ID: 41, Type: ebpf.XDP, Tag: "0123456789abcdef", Loaded: made},
+			{Name: "tc_ingress", ID: 142, Type: ebpf.SchedCLS, Tag: "fedcba9876543210", Loaded: made},
+		},
+	}
+}
+
+// goodFacts are those of a node where all is well.
+func goodFacts() *facts {
+	f := &facts{
+		release: "v0.1.0", kernel: "6.18.0", features: datapath.Features{TCX: true, XDPFrags: true},
+		jitted: true, jitSysctl: "1", root: "/sys/fs/bpf/xdp-cni", rootIsThere: true, mounted: true, node: sampleNode(),
+	}
+	for _, a := range sampleAttachments() {
+		f.attachments = append(f.attachments, attachmentFacts{Attachment: a})
+	}
+	return f
+}
+
+// badFacts are those of an old kernel and of pins that somebody was at.
+func badFacts() *facts {
+	f := goodFacts()
+	f.release, f.kernel, f.features = "v0.2.0", "5.15.0", datapath.Features{}
+	f.jitted, f.jitSysctl = false, "0"
+	f.attachments[0].verify = errors.New("pin peers:\nmissing")
+	f.attachments[1].stale = true
+	f.ready = fs.ErrInvalid
+	return f
+}

@@ -1,0 +1,47 @@
+# Targets need Go and, for tests and demo, root. Only generate and verify need clang.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+CLANG ?= clang-16
+LLVM_STRIP ?= llvm-strip-16
+CLANG_FORMAT ?= clang-format-16
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
+
+MODULE := github.com/xdp-cni/xdp-cni
+GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X $(MODULE)/internal/release.version=$(VERSION)"
+# asm/types.h is where Debian keeps what differs by architecture
+BPF_CFLAGS := -isystem /usr/include/$(shell uname -m)-linux-gnu
+C_FILES := bpf/datapath.c $(wildcard bpf/lib/*.h)
+
+.PHONY: help generate verify build test bench demo clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 14
+
+generate: ## compile the BPF programs and generate their Go (clang 16 or later, libbpf-dev)
+	BPF2GO_CC=$(CLANG) BPF2GO_STRIP=$(LLVM_STRIP) BPF2GO_CFLAGS="$(BPF_CFLAGS)" go generate ./bpf
+
+verify: generate ## check that generated files are up to date, and formats and lints
+	git diff --exit-code -- bpf || { echo "bpf/: generated files are not up to date: commit what make generate made" >&2; exit 1; }
+	$(CLANG_FORMAT) --dry-run --Werror $(C_FILES)
+	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "gofmt: $$files" >&2; exit 1; }
+	go mod tidy -diff
+	go vet ./...
+	go tool staticcheck ./...
+
+build: ## build the static binaries into bin/
+	$(GOBUILD) -o bin/xdp ./plugin
+	$(GOBUILD) -o bin/xdpctl ./cmd/xdpctl
+
+test: build ## build and run every test (root)
+	go test -timeout 30m ./...
+
+bench: build ## measure, and print tables of ratios (root; bounded, about 10 minutes)
+	go run ./tests/bench
+
+demo: build ## two pods on a bridge, traffic, statistics, and nothing left (root)
+	go run ./tests/demo
+
+clean: ## remove what build made
+	rm -rf bin

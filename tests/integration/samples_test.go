@@ -1,0 +1,109 @@
+package integration
+
+import (
+	"encoding/json"
+	"io/fs"
+	"net/netip"
+	"os/exec"
+	"testing"
+
+	"github.com/xdp-cni/xdp-cni/conf"
+	"github.com/xdp-cni/xdp-cni/tests"
+)
+
+// TestSamples runs each sample conflist as it is, but for where its state goes: two pods get what
+// the sample promises, talk to each other and to the node, and are counted.
+func TestSamples(t *testing.T) {
+	samples := conf.Samples()
+	names, err := fs.Glob(samples, "*.conflist")
+	if err != nil || len(names) < 5 {
+		t.Fatalf("samples: %v, %v", names, err)
+	}
+	for _, name := range names {
+		t.Run(name, func(t *testing.T) {
+			data, err := fs.ReadFile(samples, name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n := start(t)
+			w := tests.MustNetwork(t, n, relocate(t, n, data))
+			client, server := tests.MustPod(t, n, "client"), tests.MustPod(t, n, "server")
+			options := []tests.CallOption{tests.KubernetesArgs("default", "web", "uid")}
+			if name == "full.conflist" {
+				needsFirewall(t)
+				options = append(options,
+					tests.Capability("portMappings", []any{map[string]any{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}}),
+					tests.Capability("bandwidth", map[string]any{"ingressRate": 1_000_000_000, "ingressBurst": 10_000_000,
+						"egressRate": 1_000_000_000, "egressBurst": 10_000_000}))
+			}
+			tests.MustAdd(t, w, client, options...)
+			tests.MustAdd(t, w, server)
+			if err := w.Check(t.Context(), client, options...); err != nil {
+				t.Errorf("CHECK: %v", err)
+			}
+			for _, to := range []netip.Addr{server.IPv4(), server.IPv6(), client.GatewayIPv4(), client.GatewayIPv6()} {
+				if !to.IsValid() {
+					continue
+				}
+				before := readStats(t, n, client)
+				if err := tests.Ping(t.Context(), client, to, 3); err != nil {
+					t.Fatal(err)
+				}
+				protocol := "icmp"
+				if to.Is6() {
+					protocol = "icmpv6"
+				}
+				diff := readStats(t, n, client).since(before)
+				if got := diff.Protocols.Egress[protocol].Packets; got < 3 || to.Is4() && got != 3 {
+					t.Errorf("ping %s: %d packets counted, want 3", to, got)
+				}
+			}
+			if err := w.Del(t.Context(), client, options...); err != nil {
+				t.Errorf("DEL: %v", err)
+			}
+			if err := w.Del(t.Context(), client, options...); err != nil {
+				t.Errorf("second DEL: %v", err)
+			}
+		})
+	}
+}
+
+// needsFirewall: portmap and masquerading run one of these, as on any node that has them in its chain.
+func needsFirewall(t *testing.T) {
+	t.Helper()
+	for _, tool := range []string{"iptables", "nft"} {
+		if _, err := exec.LookPath(tool); err == nil {
+			return
+		}
+	}
+	t.Skip("neither iptables nor nft is installed, and portmap needs one: apt-get install nftables")
+}
+
+// relocate moves the state that a conflist names into the node.
+func relocate(t *testing.T, n *tests.Node, conflist []byte) string {
+	t.Helper()
+	var list struct {
+		CNIVersion string           `json:"cniVersion"`
+		Name       string           `json:"name"`
+		Plugins    []map[string]any `json:"plugins"`
+	}
+	if err := json.Unmarshal(conflist, &list); err != nil {
+		t.Fatal(err)
+	}
+	for _, plugin := range list.Plugins {
+		if ipam, ok := plugin["ipam"].(map[string]any); ok {
+			ipam["dataDir"] = n.DataDir
+		}
+		if plugin["type"] == "xdp" {
+			plugin["bpffs"] = n.BPFFS
+			if plugin["logFile"] != nil {
+				plugin["logFile"] = n.Dir + "/xdp-cni.log"
+			}
+		}
+	}
+	data, err := json.Marshal(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}

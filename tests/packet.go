@@ -1,0 +1,143 @@
+package tests
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// SendFrame sends one Ethernet frame, as it is, out of an interface of a place.
+func SendFrame(place Place, ifname string, frame []byte) error {
+	fd, index, err := packetSocket(place, ifname)
+	if err != nil {
+		return fmt.Errorf("send a frame from %s: %w", ifname, err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: index}); err != nil {
+		return fmt.Errorf("send a frame of %d bytes from %s: %w", len(frame), ifname, err)
+	}
+	return nil
+}
+
+// packetSocket opens a packet socket in a place. It receives nothing until it is bound to a protocol.
+func packetSocket(place Place, ifname string) (fd, index int, err error) {
+	err = place.Do(func() error {
+		i, err := net.InterfaceByName(ifname)
+		if err != nil {
+			return err
+		}
+		index = i.Index
+		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		return os.NewSyscallError("socket", err)
+	})
+	return fd, index, err
+}
+
+// Capture receives the frames that arrive at an interface.
+type Capture struct {
+	ifname string
+	match  func(frame []byte) bool
+	file   *os.File
+	buffer []byte
+}
+
+// NewCapture starts to capture the frames that arrive at an interface of a place and for which match is true; nil is
+// all. Frames that leave the interface are not captured. Start it before the traffic, and call Close when done.
+func NewCapture(place Place, ifname string, match func(frame []byte) bool) (*Capture, error) {
+	fd, index, err := packetSocket(place, ifname)
+	if err != nil {
+		return nil, fmt.Errorf("capture at %s: %w", ifname, err)
+	}
+	all := binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, unix.ETH_P_ALL))
+	err = errors.Join(
+		os.NewSyscallError("setsockopt PACKET_AUXDATA", unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_AUXDATA, 1)),
+		os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrLinklayer{Ifindex: index, Protocol: all})))
+	if err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("capture at %s: %w", ifname, err)
+	}
+	file := os.NewFile(uintptr(fd), "packet:"+ifname)
+	return &Capture{ifname: ifname, match: match, file: file, buffer: make([]byte, 1<<16)}, nil
+}
+
+// Close ends the capture.
+func (c *Capture) Close() error { return c.file.Close() }
+
+// Next returns the next frame, from its Ethernet header on, VLAN tags included. It waits for it no longer than
+// timeout; the error is os.ErrDeadlineExceeded then.
+func (c *Capture) Next(ctx context.Context, timeout time.Duration) ([]byte, error) {
+	stop, err := setDeadline(ctx, c.file, timeout)
+	if err != nil {
+		return nil, err
+	}
+	defer stop()
+	for {
+		frame, err := c.receive()
+		if err != nil {
+			return nil, fmt.Errorf("capture at %s: %w", c.ifname, err)
+		}
+		if frame != nil && (c.match == nil || c.match(frame)) {
+			return frame, nil
+		}
+	}
+}
+
+// receive returns the next frame, or nil if that one is to be passed over.
+func (c *Capture) receive() ([]byte, error) {
+	raw, err := c.file.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var (
+		n, controlLen int
+		from          unix.Sockaddr
+		control       [128]byte
+		recvErr       error
+	)
+	err = raw.Read(func(fd uintptr) bool {
+		n, controlLen, _, from, recvErr = unix.Recvmsg(int(fd), c.buffer, control[:], 0)
+		return !errors.Is(recvErr, unix.EAGAIN) && !errors.Is(recvErr, unix.EINTR)
+	})
+	if err := errors.Join(err, os.NewSyscallError("recvmsg", recvErr)); err != nil {
+		return nil, err
+	}
+	if address, ok := from.(*unix.SockaddrLinklayer); ok && address.Pkttype == unix.PACKET_OUTGOING {
+		return nil, nil
+	}
+	return restoreTag(c.buffer[:n], control[:controlLen])
+}
+
+// restoreTag returns a copy of a frame with the outer VLAN tag in its place again: the kernel hands it over apart.
+func restoreTag(frame, control []byte) ([]byte, error) {
+	messages, err := unix.ParseSocketControlMessage(control)
+	if err != nil {
+		return nil, os.NewSyscallError("recvmsg control", err)
+	}
+	const addresses = 12 // both hardware addresses
+	for _, m := range messages {
+		if m.Header.Level != unix.SOL_PACKET || m.Header.Type != unix.PACKET_AUXDATA ||
+			len(m.Data) < int(unsafe.Sizeof(unix.TpacketAuxdata{})) || len(frame) < addresses {
+			continue
+		}
+		aux := (*unix.TpacketAuxdata)(unsafe.Pointer(&m.Data[0]))
+		if aux.Status&unix.TP_STATUS_VLAN_VALID == 0 {
+			continue
+		}
+		protocol := uint16(unix.ETH_P_8021Q)
+		if aux.Status&unix.TP_STATUS_VLAN_TPID_VALID != 0 {
+			protocol = aux.Vlan_tpid
+		}
+		tagged := append(make([]byte, 0, len(frame)+4), frame[:addresses]...)
+		tagged = binary.BigEndian.AppendUint16(tagged, protocol)
+		tagged = binary.BigEndian.AppendUint16(tagged, aux.Vlan_tci)
+		return append(tagged, frame[addresses:]...), nil
+	}
+	return append([]byte(nil), frame...), nil
+}

@@ -170,6 +170,11 @@ func (f *facts) checkAttachments() []check {
 		case a.verify != nil:
 			checks = append(checks, fail("attachment "+labelOf(a.Attachment),
 				fmt.Sprintf("%s (%s): %v", a.Meta.HostName, a.Meta.IfName, a.verify), "start the pod anew"))
+		case a.seenTwice:
+			intact++
+			checks = append(checks, warn("attachment "+labelOf(a.Attachment),
+				a.Meta.HostName+" has an ingress qdisc: what it redirects to an ifb, generic XDP sees and counts twice",
+				"put xdp behind bandwidth in the chain, or use mode tcx"))
 		default:
 			intact++
 		}

@@ -48,6 +48,7 @@ func TestJudge(t *testing.T) {
 		{"ready", func(f *facts) { f.ready = broken }, "ready", statusFail, "broken"},
 		{"intact", func(*facts) {}, "attachments", statusOK, "4 intact"},
 		{"one not", func(f *facts) { f.attachments[3].verify = broken }, "attachment demo/server", statusFail, "veth22222222 (eth0): broken"},
+		{"seen twice", func(f *facts) { f.attachments[3].seenTwice = true }, "attachment demo/server", statusWarn, "bandwidth"},
 		{"the others", func(f *facts) { f.attachments[3].verify = broken }, "attachments", statusOK, "3 intact"},
 		{"unreadable", func(f *facts) { f.attachmentErr = broken }, "attachments", statusFail, "broken"},
 		{"stale", func(f *facts) { f.attachments[0].stale = true }, "stale", statusWarn, "xdpctl gc"},

@@ -50,8 +50,9 @@ type facts struct {
 
 type attachmentFacts struct {
 	datapath.Attachment
-	stale  bool
-	verify error
+	stale     bool
+	verify    error
+	seenTwice bool
 }
 
 // loopback has index 1 in every network namespace.
@@ -124,7 +125,7 @@ func (f *facts) probeProgram() {
 
 func (f *facts) probePins(d *datapath.Datapath) {
 	f.mounted, f.mountedErr = d.Root.Mounted()
-	f.mountable = pins.Mountable()
+	f.mountable = d.Root.Mountable()
 	entries, err := os.ReadDir(f.root)
 	f.rootIsThere = err == nil
 	for _, entry := range entries {
@@ -159,6 +160,7 @@ func (f *facts) probeAttachments(ctx context.Context, d *datapath.Datapath) {
 		// of another namespace's interfaces nothing can be said from here
 		if !facts.stale && (f.node == nil || f.node.Here) {
 			facts.verify = d.Verify(a)
+			facts.seenTwice, _ = d.SeenTwice(a) // what is in its way, verify tells
 			if isGone(d, a, facts.verify) {
 				continue
 			}

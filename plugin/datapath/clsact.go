@@ -93,8 +93,8 @@ func (h hook) filters(host netlink.Link, m *Meta) ([]*netlink.BpfFilter, error) 
 	return ours, nil
 }
 
-// clsactHost returns the interface of an attachment that has filters, nil if it is gone.
-func clsactHost(m *Meta) (netlink.Link, error) {
+// hostOf returns an attachment's host end, nil if it is gone.
+func hostOf(m *Meta) (netlink.Link, error) {
 	host, err := netlink.LinkByIndex(m.HostIndex)
 	var missing netlink.LinkNotFoundError
 	if errors.As(err, &missing) {
@@ -107,7 +107,7 @@ func clsactHost(m *Meta) (netlink.Link, error) {
 }
 
 func detachFilter(h hook, m *Meta) error {
-	host, err := clsactHost(m)
+	host, err := hostOf(m)
 	if host == nil {
 		return err
 	}
@@ -128,7 +128,7 @@ func removeClsact(m *Meta) error {
 	if !m.has(bpf.DatapathPodFlagPOD_MADE_CLSACT) {
 		return nil
 	}
-	host, err := clsactHost(m)
+	host, err := hostOf(m)
 	if host == nil {
 		return err
 	}

@@ -179,7 +179,7 @@ func hooksAlive(dir string, here bool) (bool, error) {
 			if !here {
 				return true, nil
 			}
-			host, err := clsactHost(m)
+			host, err := hostOf(m)
 			return host != nil && host.Attrs().Name == m.HostName, err
 		}
 		state, err := readLink(filepath.Join(dir, h.pin))

@@ -64,3 +64,21 @@ func effectiveMode(asked Mode, features Features, host netlink.Link) (Mode, erro
 	}
 	return asked, nil
 }
+
+// SeenTwice tells whether the attachment's packets from the pod are counted twice: in generic
+// mode, with an ingress qdisc that came after the attachment (see effectiveMode). An interface
+// that is gone has none.
+func (d *Datapath) SeenTwice(a Attachment) (bool, error) {
+	if a.Meta.Mode != ModeGeneric {
+		return false, nil
+	}
+	host, err := hostOf(a.Meta)
+	if host == nil {
+		return false, err
+	}
+	kind, err := ingressQdisc(host)
+	if err != nil {
+		return false, fmt.Errorf("reading the qdiscs of %s: %w", a.Meta.HostName, err)
+	}
+	return kind == "ingress", nil
+}

@@ -206,6 +206,43 @@ func TestIngressQdisc(t *testing.T) {
 	r.expectUnchanged(before)
 }
 
+// TestSeenTwice: an ingress qdisc that comes after the attachment is noticed.
+func TestSeenTwice(t *testing.T) {
+	for _, mode := range []datapath.Mode{datapath.ModeGeneric, datapath.ModeTCX} {
+		r := newRig(t, mode, vethDefault)
+		r.mustAttach(r.opts)
+		seen := func() (twice bool) {
+			err := r.do(func(d *datapath.Datapath) error {
+				list, err := d.List()
+				if err != nil || len(list) != 1 {
+					t.Fatalf("list: %v, %v", list, err)
+				}
+				twice, err = d.SeenTwice(list[0])
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return twice
+		}
+		if seen() {
+			t.Errorf("mode %s: seen twice without a qdisc", mode)
+		}
+		err := r.node.Do(func() error {
+			return netlink.QdiscAdd(&netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{
+				LinkIndex: r.veth.HostIndex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_INGRESS,
+			}})
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := seen(); got != (mode == datapath.ModeGeneric) {
+			t.Errorf("mode %s with an ingress qdisc: seen twice %v", mode, got)
+		}
+		r.mustDetach(r.opts)
+	}
+}
+
 // TestNativeLimits: what native XDP on veth cannot do is said in words.
 func TestNativeLimits(t *testing.T) {
 	t.Run("MTU without frags", func(t *testing.T) {

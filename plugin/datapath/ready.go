@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-
-	"github.com/xdp-cni/xdp-cni/plugin/pins"
 )
 
 // Ready returns nil if Attach could succeed, else what is in its way: the kernel, the privileges,
@@ -19,7 +17,7 @@ func (d *Datapath) Ready() error {
 		return err
 	}
 	if !mounted {
-		return pins.Mountable()
+		return d.Root.Mountable()
 	}
 	n, err := openNode(d.Root.Node())
 	if errors.Is(err, fs.ErrNotExist) {

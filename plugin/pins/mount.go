@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -31,15 +32,39 @@ func (r Root) Mounted() (bool, error) {
 	}
 }
 
-// Mountable returns nil if the kernel knows bpffs and the process may mount it, else ErrNoBPFFS
-// with the reason.
-func Mountable() error {
+// mountPoint is where a bpffs for the root belongs.
+func (r Root) mountPoint() string {
+	if r.path == systemMount || strings.HasPrefix(r.path, systemMount+"/") {
+		return systemMount
+	}
+	return r.path
+}
+
+// Mountable returns nil if Mount could mount a bpffs for the root, which is on none, else
+// ErrNoBPFFS with the reason. It changes nothing.
+func (r Root) Mountable() error {
 	known, err := os.ReadFile("/proc/filesystems")
 	if err != nil {
 		return fmt.Errorf("reading the kernel's filesystems: %w", err)
 	}
 	if !strings.Contains(string(known), "\tbpf\n") {
 		return fmt.Errorf("%w: the kernel has none (CONFIG_BPF_SYSCALL)", ErrNoBPFFS)
+	}
+	err = checkEmpty(r.mountPoint())
+	if errors.Is(err, fs.ErrNotExist) && r.mountPoint() != systemMount {
+		return nil // will be made
+	}
+	return err
+}
+
+// checkEmpty returns ErrNoBPFFS if a mount would hide files.
+func checkEmpty(point string) error {
+	entries, err := os.ReadDir(point)
+	if err != nil {
+		return fmt.Errorf("%w: reading the mount point: %w", ErrNoBPFFS, err)
+	}
+	if len(entries) > 0 {
+		return fmt.Errorf("%w: %s is not empty, so none is mounted over it", ErrNoBPFFS, point)
 	}
 	return nil
 }
@@ -50,11 +75,11 @@ func (r Root) Mount(ctx context.Context) error {
 	if mounted, err := r.Mounted(); mounted || err != nil {
 		return err
 	}
-	point := r.path
-	if point == systemMount || strings.HasPrefix(point, systemMount+"/") {
-		point = systemMount
-	} else if err := os.MkdirAll(point, 0o700); err != nil {
-		return fmt.Errorf("making the mount point of a bpffs: %w", err)
+	point := r.mountPoint()
+	if point != systemMount {
+		if err := os.MkdirAll(point, 0o700); err != nil {
+			return fmt.Errorf("%w: making the mount point: %w", ErrNoBPFFS, err)
+		}
 	}
 	dir, err := os.Open(point)
 	if err != nil {
@@ -68,8 +93,8 @@ func (r Root) Mount(ctx context.Context) error {
 	if mounted, err := r.Mounted(); mounted || err != nil {
 		return err
 	}
-	if names, err := dir.Readdirnames(1); err == nil && len(names) > 0 {
-		return fmt.Errorf("%w: %s is not empty, so none is mounted over it", ErrNoBPFFS, point)
+	if err := checkEmpty(point); err != nil {
+		return err
 	}
 	if err := unix.Mount("bpf", point, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
 		return fmt.Errorf("%w: mounting one at %s: %w", ErrNoBPFFS, point, err)

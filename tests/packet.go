@@ -26,6 +26,40 @@ func SendFrame(place Place, ifname string, frame []byte) error {
 	return nil
 }
 
+// GSO says how a frame of [SendPaged] is to be cut into segments, as struct virtio_net_hdr has it.
+type GSO struct {
+	Type uint8  // unix.VIRTIO_NET_HDR_GSO_*
+	Size uint16 // bytes of payload in each segment
+	// ChecksumStart and ChecksumOffset are where the stack is to begin to sum, and to put the sum behind that.
+	ChecksumStart, ChecksumOffset uint16
+}
+
+// SendPaged is SendFrame for a frame of more than a page, of which only the first linear bytes lie in the linear part
+// of the socket buffer, whatever headers they cut through; gso may be nil. A pod with a packet socket can do the same.
+func SendPaged(place Place, ifname string, frame []byte, linear int, gso *GSO) error {
+	fd, index, err := packetSocket(place, ifname)
+	if err != nil {
+		return fmt.Errorf("send a frame from %s: %w", ifname, err)
+	}
+	defer unix.Close(fd)
+	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1); err != nil {
+		return os.NewSyscallError("setsockopt PACKET_VNET_HDR", err)
+	}
+	// struct virtio_net_hdr (include/uapi/linux/virtio_net.h), native byte order
+	header := make([]byte, 10, 10+len(frame))
+	binary.NativeEndian.PutUint16(header[2:], uint16(linear))
+	if gso != nil {
+		header[0], header[1] = unix.VIRTIO_NET_HDR_F_NEEDS_CSUM, gso.Type
+		binary.NativeEndian.PutUint16(header[4:], gso.Size)
+		binary.NativeEndian.PutUint16(header[6:], gso.ChecksumStart)
+		binary.NativeEndian.PutUint16(header[8:], gso.ChecksumOffset)
+	}
+	if err := unix.Sendto(fd, append(header, frame...), 0, &unix.SockaddrLinklayer{Ifindex: index}); err != nil {
+		return fmt.Errorf("send a paged frame of %d bytes from %s: %w", len(frame), ifname, err)
+	}
+	return nil
+}
+
 // packetSocket opens a packet socket in a place. It receives nothing until it is bound to a protocol.
 func packetSocket(place Place, ifname string) (fd, index int, err error) {
 	err = place.Do(func() error {

@@ -79,6 +79,7 @@ static __always_inline int skb_action(enum verdict verdict)
 	}
 }
 
+/* Parses and judges a socket buffer at either tc hook. Returns a TC_ACT_* or TCX_*. */
 static __always_inline int skb_hook(struct __sk_buff *skb, enum direction direction)
 {
 	struct packet pkt = {};

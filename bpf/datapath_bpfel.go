@@ -89,6 +89,7 @@ type DatapathPodMeta struct {
 	IngressProgram uint32
 	Pad0           uint32
 	Created        uint64
+	Owner          uint64
 	PodMac         [6]uint8
 	Pad            [2]uint8
 	Addresses      [16]DatapathPodAddress
@@ -126,6 +127,7 @@ type DatapathSlot struct {
 	_       structs.HostLayout
 	Ifindex uint32
 	Flags   uint32
+	Owner   uint64
 }
 
 type DatapathSlotFlag uint32

@@ -1,9 +1,16 @@
 package main
 
-import "context"
+import (
+	"context"
+
+	"github.com/xdp-cni/xdp-cni/plugin/datapath"
+)
 
 // check tells whether the attachment is as ADD made it.
 func check(ctx context.Context, c *call) error {
+	if err := datapath.CheckPrivileges(); err != nil {
+		return err
+	}
 	opts, err := c.attachOptions()
 	if err != nil {
 		return err

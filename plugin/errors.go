@@ -23,7 +23,7 @@ const (
 	codeUnsupported    = 104
 	codePrivileges     = 105
 	codeCheck          = 106
-	codeInUse          = 107 // bpffs root of another namespace or release
+	codeInUse          = 107 // bpffs root of another namespace or release, or damaged
 	codeFull           = 108
 )
 
@@ -45,6 +45,7 @@ var codes = []struct {
 	{datapath.ErrNotFound, codeCheck},
 	{datapath.ErrOtherNetns, codeInUse},
 	{datapath.ErrLayout, codeInUse},
+	{datapath.ErrDamaged, codeInUse},
 	{datapath.ErrFull, codeFull},
 	{pins.ErrNoBPFFS, types.ErrIOFailure},
 }

@@ -9,6 +9,9 @@ import (
 // gc removes the attachments of the network that the runtime does not list as valid. A list that
 // is absent, not empty, says nothing of any attachment: then those go whose interface is gone.
 func gc(ctx context.Context, c *call) error {
+	if err := datapath.CheckPrivileges(); err != nil {
+		return err
+	}
 	opts := datapath.CollectOptions{Network: c.conf.Name}
 	if c.conf.ValidAttachments != nil {
 		valid := []datapath.Key{}

@@ -5,6 +5,8 @@ package main
 import (
 	"context"
 	"log/slog"
+	"os/signal"
+	"syscall"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/version"
@@ -16,6 +18,8 @@ import (
 )
 
 func main() {
+	// a runtime that is gone must not keep ADD from undoing what it did: the write fails instead
+	signal.Ignore(syscall.SIGPIPE)
 	about := "CNI plugin xdp " + release.Version() +
 		": per-pod packet statistics by XDP, chained after a plugin that makes a veth"
 	skel.PluginMainFuncs(skel.CNIFuncs{

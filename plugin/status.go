@@ -12,7 +12,10 @@ import (
 // status tells whether an ADD could succeed: code 50 if none can (CNI SPEC, section "STATUS"),
 // 51 if the node can take no more.
 func status(_ context.Context, c *call) error {
-	err := c.datapath.Ready()
+	mode, err := c.mode()
+	if err == nil {
+		err = c.datapath.Ready(datapath.ReadyOptions{Mode: mode, Peers: c.conf.Stats.Peers})
+	}
 	if errors.Is(err, datapath.ErrFull) {
 		return types.NewError(types.ErrLimitedConnectivity, err.Error(), "")
 	}

@@ -32,6 +32,7 @@ struct ipv6_fragment {
 	(1ULL << IPPROTO_HOPOPTS | 1ULL << IPPROTO_ROUTING | 1ULL << IPPROTO_FRAGMENT |            \
 	 1ULL << IPPROTO_AH | 1ULL << IPPROTO_DSTOPTS)
 
+/* Whether nexthdr is one of them. */
 static __always_inline bool ipv6_is_extension(__u8 nexthdr)
 {
 	return nexthdr < 64 && (IPV6_EXTENSIONS >> nexthdr & 1);

@@ -50,6 +50,7 @@ struct pod_meta {
 	__u32 ingress_program;
 	__u32 pad0;
 	__u64 created; /* nanoseconds since 1970 */
+	__u64 owner;   /* random, not 0: tells whose a slot is, whatever its ifindex was before */
 	__u8 pod_mac[6];
 	__u8 pad[2];
 	struct pod_address addresses[META_MAX_ADDRESSES];

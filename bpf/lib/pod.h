@@ -20,7 +20,8 @@ enum slot_flag {
  */
 struct slot {
 	__u32 ifindex; /* of the host end, host byte order; 0: the slot is free */
-	__u32 flags;   /* enum slot_flag */
+	__u32 flags;   /* enum slot_flag, host byte order */
+	__u64 owner;   /* pod_meta.owner of the attachment that has the slot; no program reads it */
 };
 
 struct {

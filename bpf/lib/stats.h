@@ -12,7 +12,7 @@
 
 /*
  * The xdp-tutorial's record (struct datarec in its common/xdp_stats_kern_user.h). Counters are
- * per-CPU, and both hooks run with bottom halves off: plain additions lose nothing.
+ * per-CPU, and both hooks run with bottom halves off: plain additions lose nothing. Host byte order.
  */
 struct datarec {
 	__u64 packets; /* packets on a wire: a GSO packet counts as its segments where that is known */

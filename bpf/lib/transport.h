@@ -32,9 +32,8 @@ static __always_inline enum protocol transport_protocol(__u8 family, __u8 l4_pro
 
 /*
  * Judges the L4 header at l4_off, as far as tcp_v4_rcv(), __udp4_lib_rcv() and icmp_rcv() do, but
- * for checksums; sets protocol and payload_off, and l4_off
- * to 0 where there is no header to read. A first
- * fragment must hold the whole header: one that does not (RFC 1858) is truncated.
+ * for checksums. Sets protocol and payload_off, and l4_off to 0 where there is no header to read.
+ * A first fragment must hold the whole header: one that does not (RFC 1858) is truncated.
  */
 static __always_inline enum parse_result transport_parse(struct packet *pkt)
 {

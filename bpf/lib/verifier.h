@@ -4,7 +4,7 @@
 #include "packet.h"
 
 /*
- * Returns value, which must lie within mask (at most 0xfff, all ones), so that the verifier no
+ * Returns value, which must lie within mask (at most 0x1fff, all ones), so that the verifier no
  * longer knows it but for the mask. What joins after a branch is then one state to it, not one
  * for each way that led there: without this it walks all that follows once for each combination
  * of tags, headers, protocols and results, 72,000 instructions and 190 ms a program on 6.18, and

@@ -12,7 +12,6 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/features"
-	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/xdp-cni/xdp-cni/internal/release"
@@ -55,9 +54,6 @@ type attachmentFacts struct {
 	seenTwice bool
 }
 
-// loopback has index 1 in every network namespace.
-const loopback = 1
-
 // operationTime is longer than any ADD or DEL is at work.
 const operationTime = time.Minute
 
@@ -73,12 +69,13 @@ func gather(ctx context.Context, d *datapath.Datapath) *facts {
 	f.features, f.featuresErr = datapath.ProbeFeatures()
 	f.programTypes = errors.Join(probeProgramType(ebpf.XDP), probeProgramType(ebpf.SchedCLS))
 	f.probeProgram()
+	f.links = datapath.CheckXDPLinks()
 	if value, err := os.ReadFile("/proc/sys/net/core/bpf_jit_enable"); err == nil {
 		f.jitSysctl = strings.TrimSpace(string(value))
 	}
 	f.probePins(d)
 	f.node, f.nodeErr = d.NodeInfo()
-	f.ready = d.Ready()
+	f.ready = d.Ready(datapath.ReadyOptions{Mode: datapath.ModeGeneric})
 	f.probeAttachments(ctx, d)
 	return f
 }
@@ -90,9 +87,7 @@ func probeProgramType(kind ebpf.ProgramType) error {
 	return nil
 }
 
-// probeProgram loads the least XDP program there is, to see whether it is compiled, and whether
-// it could be attached by a link. It is not: loopback has no native XDP, which a kernel with XDP
-// links says (EOPNOTSUPP, dev_xdp_attach() in net/core/dev.c), and one without does not get to.
+// probeProgram loads the least XDP program there is, to see whether it is compiled.
 func (f *facts) probeProgram() {
 	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Type:         ebpf.XDP,
@@ -100,7 +95,7 @@ func (f *facts) probeProgram() {
 		License:      "Dual BSD/GPL",
 	})
 	if err != nil {
-		f.jitErr, f.links = err, err
+		f.jitErr = err
 		return
 	}
 	defer prog.Close()
@@ -113,13 +108,6 @@ func (f *facts) probeProgram() {
 	// an interpreted program has no size, which is an error of this kind
 	if !errors.Is(err, ebpf.ErrNotSupported) {
 		f.jitErr = err
-	}
-	l, err := link.AttachXDP(link.XDPOptions{Program: prog, Interface: loopback, Flags: link.XDPDriverMode})
-	if err == nil {
-		_ = l.Close()
-	}
-	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.EEXIST) {
-		f.links = err
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"os"
 	"strings"
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -134,8 +135,8 @@ func kindName(link netlink.Link) string {
 }
 
 // Check compares the veth with the result of the plugins before: the pod end must be listed with
-// its MAC, if interfaces of the sandbox are listed at all, and the host end likewise. A plugin
-// that lists neither says nothing to check.
+// its MAC, if interfaces of a sandbox are listed at all, and the host end, if interfaces of the
+// host are. A plugin that lists neither says nothing to check.
 func (v *Veth) Check(result *types100.Result, netns, ifname string) error {
 	var (
 		hosts, pods []string
@@ -143,19 +144,20 @@ func (v *Veth) Check(result *types100.Result, netns, ifname string) error {
 		podListed   bool
 	)
 	for _, iface := range result.Interfaces {
-		if iface.Sandbox == "" {
+		switch {
+		case iface.Sandbox != "":
+			pods = append(pods, iface.Name+" in "+iface.Sandbox)
+			if iface.Name != ifname || !sameSpace(iface.Sandbox, netns) {
+				continue
+			}
+			podListed = true
+			mac, err := net.ParseMAC(iface.Mac)
+			if err == nil && mac.String() != v.PodMAC.String() {
+				return fmt.Errorf("%w: it gives %s the MAC %s, but %s in %s has %s", ErrMismatch, ifname, mac, ifname, netns, v.PodMAC)
+			}
+		case iface.Name != ifname: // some plugins list the pod end without its sandbox
 			hosts = append(hosts, iface.Name)
 			hostListed = hostListed || iface.Name == v.HostName
-			continue
-		}
-		pods = append(pods, iface.Name+" in "+iface.Sandbox)
-		if iface.Name != ifname || iface.Sandbox != netns {
-			continue
-		}
-		podListed = true
-		mac, err := net.ParseMAC(iface.Mac)
-		if err == nil && mac.String() != v.PodMAC.String() {
-			return fmt.Errorf("%w: it gives %s the MAC %s, but %s in %s has %s", ErrMismatch, ifname, mac, ifname, netns, v.PodMAC)
 		}
 	}
 	if len(pods) > 0 && !podListed {
@@ -168,6 +170,19 @@ func (v *Veth) Check(result *types100.Result, netns, ifname string) error {
 	return nil
 }
 
+// sameSpace tells whether two paths lead to one network namespace.
+func sameSpace(a, b string) bool {
+	if a == b {
+		return true
+	}
+	first, err := os.Stat(a)
+	if err != nil {
+		return false
+	}
+	second, err := os.Stat(b)
+	return err == nil && os.SameFile(first, second)
+}
+
 // Addresses returns the addresses that the result gives to ifname in netns, or to no interface.
 func Addresses(result *types100.Result, netns, ifname string) []net.IPNet {
 	var addresses []net.IPNet
@@ -177,7 +192,8 @@ func Addresses(result *types100.Result, netns, ifname string) []net.IPNet {
 			if i < 0 || i >= len(result.Interfaces) {
 				continue
 			}
-			if iface := result.Interfaces[i]; iface.Name != ifname || iface.Sandbox != netns {
+			iface := result.Interfaces[i]
+			if iface.Name != ifname || iface.Sandbox != "" && !sameSpace(iface.Sandbox, netns) {
 				continue
 			}
 		}

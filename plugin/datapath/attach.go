@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -18,6 +20,9 @@ import (
 	"github.com/xdp-cni/xdp-cni/plugin/pins"
 	"github.com/xdp-cni/xdp-cni/plugin/undo"
 )
+
+// MaxAddresses is how many of a pod's addresses are noted.
+const MaxAddresses = len(bpf.DatapathPodMeta{}.Addresses)
 
 // AttachOptions describe an attachment to be made.
 type AttachOptions struct {
@@ -38,8 +43,12 @@ type AttachOptions struct {
 // left, whole or broken, is removed first.
 //
 // Errors: ErrForeignProgram, ErrUnsupported, ErrFull, ErrOtherNetns, ErrLayout, ErrPrivileges,
-// pins.ErrBusy, pins.ErrNoBPFFS, *ebpf.VerifierError.
+// ErrDamaged, pins.ErrBusy, pins.ErrNoBPFFS, *ebpf.VerifierError.
+//
+// What was attached before for the same container and interface is not brought back.
 func (d *Datapath) Attach(ctx context.Context, opts AttachOptions) (err error) {
+	ctx, cancel := d.limited(ctx)
+	defer cancel()
 	a, err := d.newAttaching(opts)
 	if err != nil {
 		return fmt.Errorf("attaching to %s: %w", opts.HostName, err)
@@ -82,6 +91,7 @@ type attaching struct {
 	kernel Features
 	meta   *Meta
 	host   netlink.Link // as it was at the beginning
+	spec   *ebpf.CollectionSpec
 	undo   undo.Stack
 
 	lock    *pins.Lock // on dir
@@ -101,13 +111,24 @@ func (d *Datapath) newAttaching(opts AttachOptions) (*attaching, error) {
 		PodNamespace: opts.PodNamespace, PodName: opts.PodName, PodUID: opts.PodUID,
 		HostName: opts.HostName, HostIndex: opts.HostIndex, PodIndex: opts.PodIndex, PodMAC: opts.PodMAC,
 		Addresses: opts.Addresses, Mode: opts.Mode, Created: time.Now(), PluginVersion: d.Version,
+		owner: rand.Uint64N(math.MaxUint64) + 1,
+	}
+	if most := MaxAddresses; len(opts.Addresses) > most {
+		d.Log.Warn("noting some of the pod's addresses", "addresses", len(opts.Addresses), "noted", most)
+		a.meta.Addresses = opts.Addresses[:most]
 	}
 	// what cannot be noted is refused before anything is touched
 	if _, err := a.meta.encode(); err != nil {
 		return nil, err
 	}
+	if err := liftMemlock(); err != nil {
+		return nil, err
+	}
 	var err error
 	if a.kernel, err = d.features(); err != nil {
+		return nil, err
+	}
+	if a.spec, err = bpf.LoadDatapath(); err != nil {
 		return nil, err
 	}
 	if a.host, err = netlink.LinkByIndex(opts.HostIndex); err != nil {
@@ -154,13 +175,16 @@ func (a *attaching) removeLeftovers(ctx context.Context) error {
 
 // enterNode does all that needs the node's lock: it opens or makes what is shared, and reserves
 // the attachment's place in staging and among the slots.
-func (a *attaching) enterNode(ctx context.Context) error {
+func (a *attaching) enterNode(ctx context.Context) (err error) {
+	if a.metaMap, err = ebpf.NewMap(a.spec.Maps[bpf.DatapathMapMeta]); err != nil {
+		return fmt.Errorf("making map %s: %w", pinMeta, err)
+	}
 	return a.locked(ctx, func() (err error) {
-		a.undo.Push("pruning the node", func() error { return a.prune(context.WithoutCancel(ctx)) })
+		a.undo.Push("pruning the node", func() error { return a.prune(ctx) })
 		if err := a.Root.Prepare(); err != nil {
 			return err
 		}
-		if a.node, err = a.ensureNode(); err != nil {
+		if a.node, err = a.ensureNode(a.spec); err != nil {
 			return err
 		}
 		shared, err := a.node.meta()
@@ -168,7 +192,7 @@ func (a *attaching) enterNode(ctx context.Context) error {
 			return err
 		}
 		for _, h := range hooks(a.Mode) {
-			prog, err := a.node.program(h.composition(shared.XdpFrags != 0))
+			prog, err := a.node.program(a.spec, h.composition(shared.XdpFrags != 0))
 			if err != nil {
 				return err
 			}
@@ -214,13 +238,6 @@ func (a *attaching) stage() error {
 	if a.lock, err = tryLockDir(a.dir); err != nil {
 		return err
 	}
-	spec, err := bpf.LoadDatapath()
-	if err != nil {
-		return err
-	}
-	if a.metaMap, err = ebpf.NewMap(spec.Maps[bpf.DatapathMapMeta]); err != nil {
-		return fmt.Errorf("making map %s: %w", pinMeta, err)
-	}
 	if err := a.note(); err != nil {
 		return err
 	}
@@ -249,54 +266,56 @@ func (a *attaching) takeSlot() error {
 	if a.Peers > 0 {
 		flags |= bpf.DatapathSlotFlagSLOT_PEERS
 	}
-	if a.slot, err = a.node.takeSlot(a.HostIndex, flags); err != nil {
+	if a.slot, err = a.node.takeSlot(a.meta, flags); err != nil {
 		return err
 	}
-	a.undo.Push("freeing the slot", func() error { return a.node.freeSlot(a.HostIndex) })
+	a.undo.Push("leaving the node's maps", func() error { return a.leave(a.node, a.meta) })
 	return nil
 }
 
-// evictStale frees the slot of an interface index that an attachment without DEL left taken. If
-// that attachment is alive, it is another one for the same interface: ErrForeignProgram.
+// evictStale makes sure that nobody alive has the slot of an interface index. If it is another
+// attachment of a living interface, that is ErrForeignProgram; what a killed process left is
+// removed, and the slot of an interface that is gone may be taken over. The caller holds the
+// node's lock.
 func (d *Datapath) evictStale(n *node, ifindex int) error {
-	_, taken, err := n.slotOf(ifindex)
+	_, entry, taken, err := n.slotOf(ifindex)
 	if err != nil || !taken {
 		return err
 	}
-	attachments, err := d.List()
-	if err != nil {
-		d.Log.Warn("looking for the attachment that has this slot", "error", err)
-	}
-	for _, other := range attachments {
-		if other.Meta.HostIndex != ifindex {
-			continue
-		}
-		alive, err := hooksAlive(other.dir, true)
-		if err != nil {
-			return err
-		}
-		if alive {
-			return fmt.Errorf("%w: ours, for container %s, interface %s", ErrForeignProgram, other.Meta.ContainerID, other.Meta.IfName)
-		}
-		if err := d.removeDir(other.dir); err != nil {
-			return err
-		}
-	}
-	return n.freeSlot(ifindex)
-}
-
-func (a *attaching) makeMaps(context.Context) (err error) {
-	spec, err := bpf.LoadDatapath()
+	dirs, err := d.allDirs()
 	if err != nil {
 		return err
 	}
+	for _, dir := range dirs {
+		m, err := readMeta(dir)
+		if err != nil || m.owner != entry.Owner {
+			continue // the slot is not its
+		}
+		alive, err := alive(dir, true, 0)
+		if err != nil || !alive {
+			return err
+		}
+		lock, err := tryLockDir(dir)
+		if err != nil {
+			return fmt.Errorf("container %s, interface %s has this host end: %w", m.ContainerID, m.IfName, err)
+		}
+		defer lock.Unlock()
+		if dir == d.Root.Pod(pins.ID(m.ContainerID, m.IfName)) {
+			return fmt.Errorf("%w: ours, for container %s, interface %s", ErrForeignProgram, m.ContainerID, m.IfName)
+		}
+		return d.removeUnlocked(dir)
+	}
+	return nil
+}
+
+func (a *attaching) makeMaps(context.Context) (err error) {
 	// pinned maps go with the directory
-	a.maps, err = makePodMaps(spec, a.dir, a.Peers)
+	a.maps, err = makePodMaps(a.spec, a.dir, a.Peers)
 	return err
 }
 
+// enterMaps is undone with the slot.
 func (a *attaching) enterMaps(context.Context) error {
-	a.undo.Push("taking the maps out", func() error { return a.node.leaveTables(a.slot) })
 	return a.node.enterTables(a.slot, a.maps)
 }
 
@@ -366,9 +385,12 @@ func (a *attaching) attachClsact(h hook, prog *ebpf.Program) error {
 	return nil
 }
 
-func (a *attaching) publish(context.Context) error {
-	if err := os.Rename(a.dir, a.Root.Pod(a.id)); err != nil {
-		return fmt.Errorf("moving %s to %s: %w", a.dir, a.Root.Pod(a.id), err)
-	}
-	return nil
+// publish holds the node's lock, so that who looks through all attachments under it finds each.
+func (a *attaching) publish(ctx context.Context) error {
+	return a.locked(ctx, func() error {
+		if err := os.Rename(a.dir, a.Root.Pod(a.id)); err != nil {
+			return fmt.Errorf("moving %s to %s: %w", a.dir, a.Root.Pod(a.id), err)
+		}
+		return nil
+	})
 }

@@ -61,17 +61,20 @@ func (d *Datapath) checkIntact(dir string, m *Meta, peers bool) error {
 		return fmt.Errorf("%w: %w", ErrCheck, err)
 	}
 	defer n.close()
-	slot, found, err := n.slotOf(m.HostIndex)
+	slot, entry, found, err := n.slotOf(m.HostIndex)
 	if err != nil {
 		return err
 	}
-	if !found {
+	if !found || entry.Owner != m.owner {
 		return fmt.Errorf("%w: the programs do not know interface %s", ErrCheck, m.HostName)
 	}
 	for _, t := range tables {
 		if err := checkEntry(n.tables, n.tableIndex(t, slot), dir, t.pin); err != nil {
 			return err
 		}
+	}
+	if counts := entry.Flags&uint32(bpf.DatapathSlotFlagSLOT_PEERS) != 0; counts != peers {
+		return fmt.Errorf("%w: the programs count by peer: %v, which should be %v", ErrCheck, counts, peers)
 	}
 	if peers {
 		if err := checkEntry(n.peers, slot, dir, pinPeers); err != nil {
@@ -81,6 +84,15 @@ func (d *Datapath) checkIntact(dir string, m *Meta, peers bool) error {
 	host, err := netlink.LinkByIndex(m.HostIndex)
 	if err != nil {
 		return fmt.Errorf("%w: host interface %s: %w", ErrCheck, m.HostName, err)
+	}
+	if m.Mode == ModeNative {
+		on, err := hasGRO(host.Attrs().Name)
+		if err != nil {
+			return err
+		}
+		if !on {
+			return fmt.Errorf("%w: GRO is off at %s", ErrCheck, host.Attrs().Name)
+		}
 	}
 	for _, h := range hooks(m.Mode) {
 		if err := h.check(dir, n, m, host); err != nil {

@@ -93,19 +93,6 @@ func (h hook) filters(host netlink.Link, m *Meta) ([]*netlink.BpfFilter, error) 
 	return ours, nil
 }
 
-// hostOf returns an attachment's host end, nil if it is gone.
-func hostOf(m *Meta) (netlink.Link, error) {
-	host, err := netlink.LinkByIndex(m.HostIndex)
-	var missing netlink.LinkNotFoundError
-	if errors.As(err, &missing) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("looking up interface %s: %w", m.HostName, err)
-	}
-	return host, nil
-}
-
 func detachFilter(h hook, m *Meta) error {
 	host, err := hostOf(m)
 	if host == nil {

@@ -28,17 +28,17 @@ type CollectOptions struct {
 // Collect removes attachments that no container has any more, and what killed processes left. It
 // goes on past errors; it returns what it removed, and the errors joined.
 func (d *Datapath) Collect(ctx context.Context, opts CollectOptions) ([]Attachment, error) {
-	here, err := d.servesUs()
-	if err != nil {
-		return nil, err
-	}
+	ctx, cancel := d.limited(ctx)
+	defer cancel()
+	here, netns, hereErr := d.servesUs()
 	attachments, errs := d.List()
+	errs = errors.Join(errs, hereErr)
 	var removed []Attachment
 	for _, a := range attachments {
 		if opts.Network != "" && a.Meta.Network != opts.Network {
 			continue
 		}
-		stale, err := opts.stale(a, here)
+		stale, err := opts.stale(a, here, netns)
 		if err != nil {
 			errs = errors.Join(errs, err)
 			continue
@@ -46,13 +46,24 @@ func (d *Datapath) Collect(ctx context.Context, opts CollectOptions) ([]Attachme
 		if !stale {
 			continue
 		}
+		gone := opts.DryRun
 		if !opts.DryRun {
-			if err := d.remove(ctx, a.ID); err != nil {
+			if err := d.removeLocked(ctx, a.dir, d.Root.Staged(a.ID), func() (bool, error) {
+				// meanwhile it may have gone, and another ADD of the same name come
+				now, err := readMeta(a.dir)
+				if err != nil || now.owner != a.Meta.owner {
+					return false, nil
+				}
+				gone, err = opts.stale(a, here, netns)
+				return gone, err
+			}); err != nil {
 				errs = errors.Join(errs, fmt.Errorf("removing container %s, interface %s: %w", a.Meta.ContainerID, a.Meta.IfName, err))
 				continue
 			}
 		}
-		removed = append(removed, a)
+		if gone {
+			removed = append(removed, a)
+		}
 	}
 	if opts.DryRun {
 		return removed, errs
@@ -60,7 +71,7 @@ func (d *Datapath) Collect(ctx context.Context, opts CollectOptions) ([]Attachme
 	return removed, errors.Join(errs, d.collectStaged(ctx), d.collectSlots(ctx), d.prune(ctx))
 }
 
-func (o CollectOptions) stale(a Attachment, here bool) (bool, error) {
+func (o CollectOptions) stale(a Attachment, here bool, netns uint64) (bool, error) {
 	if o.Valid != nil {
 		for _, key := range *o.Valid {
 			if key.ContainerID == a.Meta.ContainerID && key.IfName == a.Meta.IfName {
@@ -69,7 +80,7 @@ func (o CollectOptions) stale(a Attachment, here bool) (bool, error) {
 		}
 		return true, nil
 	}
-	alive, err := hooksAlive(a.dir, here)
+	alive, err := alive(a.dir, here, netns)
 	return !alive, err
 }
 
@@ -94,7 +105,7 @@ func (d *Datapath) collectStaged(ctx context.Context) error {
 		return errs
 	})
 	for id, lock := range dead {
-		if err := d.removeDir(d.Root.Staged(id)); err != nil {
+		if err := d.removeDir(d.Root.Staged(id), func(fn func() error) error { return d.locked(ctx, fn) }); err != nil {
 			errs = errors.Join(errs, fmt.Errorf("removing what a killed process left of %s: %w", id, err))
 		}
 		lock.Unlock()
@@ -116,7 +127,11 @@ func (d *Datapath) collectSlots(ctx context.Context) error {
 			return err
 		}
 		defer n.close()
-		owned := map[int]bool{}
+		taken, err := n.takenSlots()
+		if err != nil {
+			return err
+		}
+		owners := map[uint64]bool{}
 		dirs, err := d.allDirs()
 		if err != nil {
 			return err
@@ -124,42 +139,46 @@ func (d *Datapath) collectSlots(ctx context.Context) error {
 		for _, dir := range dirs {
 			m, err := readMeta(dir)
 			if errors.Is(err, ErrNotFound) {
-				continue
+				continue // goes; an ADD cannot publish meanwhile
 			}
 			if err != nil {
 				return err // it may own any slot
 			}
-			owned[m.HostIndex] = true
-		}
-		taken, err := n.takenSlots()
-		if err != nil {
-			return err
+			owners[m.owner] = true
 		}
 		var errs error
-		for _, ifindex := range taken {
-			if !owned[ifindex] {
-				errs = errors.Join(errs, n.leave(&Meta{HostIndex: ifindex}))
+		for _, slot := range taken {
+			if owners[slot.Owner] {
+				continue
 			}
+			m := &Meta{HostIndex: int(slot.Ifindex), owner: slot.Owner}
+			if err := n.leaveOwnTables(m); err != nil {
+				errs = errors.Join(errs, err)
+				continue
+			}
+			errs = errors.Join(errs, n.freeSlot(m.HostIndex, m.owner))
 		}
 		return errs
 	})
 }
 
+// allDirs lists the directories of all attachments, those in staging first: what is published
+// meanwhile is then found in its new place at least.
 func (d *Datapath) allDirs() ([]string, error) {
-	published, err := d.Root.Pods()
-	if err != nil {
-		return nil, err
-	}
 	staged, err := d.Root.StagedPods()
 	if err != nil {
 		return nil, err
 	}
-	var dirs []string
-	for _, id := range published {
-		dirs = append(dirs, d.Root.Pod(id))
+	published, err := d.Root.Pods()
+	if err != nil {
+		return nil, err
 	}
+	var dirs []string
 	for _, id := range staged {
 		dirs = append(dirs, d.Root.Staged(id))
+	}
+	for _, id := range published {
+		dirs = append(dirs, d.Root.Pod(id))
 	}
 	return dirs, nil
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
@@ -115,4 +116,46 @@ func TestCollectGoesOn(t *testing.T) {
 	if left := r.node.Tree(); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
+}
+
+// TestCollectLeavesWhatLives: a host end that was renamed, or whose links somebody detached, is
+// still there, and so is the container.
+func TestCollectLeavesWhatLives(t *testing.T) {
+	eachVariant(t, func(t *testing.T, r *rig) {
+		before := r.hostState(r.veth.HostName)
+		r.mustAttach(r.opts)
+		err := r.node.Do(func() error {
+			host, err := netlink.LinkByName(r.veth.HostName)
+			if err != nil {
+				return err
+			}
+			if err := netlink.LinkSetDown(host); err != nil { // below 6.2 a name changes only then
+				return err
+			}
+			return errors.Join(netlink.LinkSetName(host, "renamed0"), netlink.LinkSetUp(host))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, pin := range []string{"egress_link", "ingress_link"} {
+			l, err := link.LoadPinnedLink(filepath.Join(r.podDir(), pin), nil)
+			if errors.Is(err, os.ErrNotExist) {
+				continue // a filter
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := l.Detach(); err != nil {
+				t.Fatal(err)
+			}
+			l.Close()
+		}
+		if got := r.collect(datapath.CollectOptions{Network: "net"}); got != nil {
+			t.Errorf("GC without a list removed %v", got)
+		}
+		r.mustDetach(r.opts)
+		if after := r.hostState("renamed0"); !after.equal(before) {
+			t.Errorf("the host end was %+v and is %+v", before, after)
+		}
+	})
 }

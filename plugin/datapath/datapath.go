@@ -33,6 +33,8 @@ var (
 	ErrOtherNetns = errors.New("in use by another network namespace")
 	// ErrLayout: the pins were made by a release that reads them otherwise.
 	ErrLayout = errors.New("made by an incompatible release")
+	// ErrDamaged: pins that belong together are not all there.
+	ErrDamaged = errors.New("pins are missing")
 )
 
 // Options are what a Datapath works with.
@@ -43,7 +45,7 @@ type Options struct {
 	Features *Features
 	// Version of the release, noted in what it makes.
 	Version string
-	// LockTimeout limits the wait for each lock; 0: DefaultLockTimeout.
+	// LockTimeout limits the wait for locks in one operation; 0: DefaultLockTimeout.
 	LockTimeout time.Duration
 	// Log gets what is worth knowing but no error; nil: nothing is logged.
 	Log *slog.Logger
@@ -75,23 +77,19 @@ func (d *Datapath) features() (Features, error) {
 	return ProbeFeatures()
 }
 
+// limited returns the context of one operation: when it ends, locks are no longer waited for.
+func (d *Datapath) limited(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, d.LockTimeout)
+}
+
 // locked runs fn under the node's lock.
 func (d *Datapath) locked(ctx context.Context, fn func() error) error {
-	ctx, cancel := context.WithTimeout(ctx, d.LockTimeout)
-	defer cancel()
 	lock, err := d.Root.Lock(ctx)
 	if err != nil {
 		return err
 	}
 	defer lock.Unlock()
 	return fn()
-}
-
-// lockDir locks an attachment's directory.
-func (d *Datapath) lockDir(ctx context.Context, dir string) (*pins.Lock, error) {
-	ctx, cancel := context.WithTimeout(ctx, d.LockTimeout)
-	defer cancel()
-	return pins.LockDir(ctx, dir)
 }
 
 // tryLockDir locks an attachment's directory if nobody else does, else returns pins.ErrBusy.

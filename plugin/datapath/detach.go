@@ -15,6 +15,8 @@ import (
 // It needs neither the interface nor its namespace, goes on past errors and returns them joined;
 // what failed can be tried again. When it returns nil no program of ours runs on the interface.
 func (d *Datapath) Detach(ctx context.Context, containerID, ifname string) error {
+	ctx, cancel := d.limited(ctx)
+	defer cancel()
 	if err := d.remove(ctx, pins.ID(containerID, ifname)); err != nil {
 		return fmt.Errorf("detaching container %s, interface %s: %w", containerID, ifname, err)
 	}
@@ -24,17 +26,14 @@ func (d *Datapath) Detach(ctx context.Context, containerID, ifname string) error
 // remove takes an attachment down in staging and in its published place.
 func (d *Datapath) remove(ctx context.Context, id string) error {
 	staged, published := d.Root.Staged(id), d.Root.Pod(id)
-	// held by an ADD still under way, which will publish it, or by another DEL
-	if err := d.removeLocked(ctx, staged, staged); err != nil {
-		return err
-	}
-	return d.removeLocked(ctx, published, staged)
+	// the first may be held by an ADD still under way, which will publish it, or by another DEL
+	return errors.Join(d.removeLocked(ctx, staged, staged, nil), d.removeLocked(ctx, published, staged, nil))
 }
 
 // removeLocked takes the attachment in dir down, under its lock and under the name staged: what
-// is published is always whole.
-func (d *Datapath) removeLocked(ctx context.Context, dir, staged string) error {
-	lock, err := d.lockDir(ctx, dir)
+// is published is always whole. If there is a condition it is asked first, under the lock.
+func (d *Datapath) removeLocked(ctx context.Context, dir, staged string, condition func() (bool, error)) error {
+	lock, err := pins.LockDir(ctx, dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -42,6 +41,11 @@ func (d *Datapath) removeLocked(ctx context.Context, dir, staged string) error {
 		return err
 	}
 	defer lock.Unlock()
+	if condition != nil {
+		if still, err := condition(); err != nil || !still {
+			return err
+		}
+	}
 	if dir != staged {
 		err := os.Rename(dir, staged)
 		if errors.Is(err, fs.ErrExist) {
@@ -51,35 +55,41 @@ func (d *Datapath) removeLocked(ctx context.Context, dir, staged string) error {
 			return fmt.Errorf("moving %s to %s: %w", dir, staged, err)
 		}
 	}
-	return d.removeDir(staged)
+	return d.removeDir(staged, func(fn func() error) error { return d.locked(ctx, fn) })
 }
 
-// removeDir takes down the attachment in dir. The caller holds its lock, or the node's.
-func (d *Datapath) removeDir(dir string) error {
+// removeUnlocked takes down what is in dir, for callers that hold the node's lock.
+func (d *Datapath) removeUnlocked(dir string) error {
+	return d.removeDir(dir, func(fn func() error) error { return fn() })
+}
+
+// removeDir takes down the attachment in dir, whose lock the caller holds; locked runs a function
+// under the node's lock.
+func (d *Datapath) removeDir(dir string, locked func(func() error) error) error {
 	m, err := readMeta(dir)
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		d.Log.Warn("removing an attachment without knowing what it is", "dir", dir, "error", err)
-	}
-	n, err := openNode(d.Root.Node())
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if n != nil {
-		defer n.close()
 	}
 	mode := ModeTCX
 	if m != nil {
 		mode = m.Mode
 	}
+	n, errs := openNode(d.Root.Node())
+	if errors.Is(errs, fs.ErrNotExist) || errors.Is(errs, ErrDamaged) {
+		errs = nil // nothing is entered there, or nobody can say where
+	}
+	if n != nil {
+		defer n.close()
+	}
 
 	// Each of these waits for an RCU grace period or two. The hooks take turns anyway: the kernel
 	// holds the RTNL mutex meanwhile.
 	var (
-		wait            sync.WaitGroup
-		tablesErr, errs error
+		wait      sync.WaitGroup
+		tablesErr error
 	)
 	if n != nil && m != nil {
-		wait.Go(func() { tablesErr = n.leave(m) })
+		wait.Go(func() { tablesErr = n.leaveOwnTables(m) })
 	}
 	for _, h := range hooks(mode) {
 		errs = errors.Join(errs, h.detach(dir, m))
@@ -89,24 +99,33 @@ func (d *Datapath) removeDir(dir string) error {
 	if m != nil {
 		errs = errors.Join(errs, removeClsact(m), restoreVeth(m))
 	}
+	if n != nil && m != nil && tablesErr == nil {
+		errs = errors.Join(errs, locked(func() error { return n.freeSlot(m.HostIndex, m.owner) }))
+	}
 	if errs != nil {
 		return errs
 	}
 	return pins.RemoveAll(dir, pinMeta)
 }
 
-// leave takes the attachment out of the node's maps.
-func (n *node) leave(m *Meta) error {
-	slot, found, err := n.slotOf(m.HostIndex)
-	if err != nil {
+// leave takes the attachment out of the node's maps, those of the slot first: who finds it free
+// may enter its own.
+func (d *Datapath) leave(n *node, m *Meta) error {
+	if err := n.leaveOwnTables(m); err != nil {
 		return err
 	}
-	if found {
-		if err := n.leaveTables(slot); err != nil {
-			return err
-		}
+	ctx, cancel := d.limited(context.Background())
+	defer cancel()
+	return d.locked(ctx, func() error { return n.freeSlot(m.HostIndex, m.owner) })
+}
+
+// leaveOwnTables lets go of the attachment's maps, if the slot is its.
+func (n *node) leaveOwnTables(m *Meta) error {
+	slot, entry, found, err := n.slotOf(m.HostIndex)
+	if err != nil || !found || entry.Owner != m.owner {
+		return err
 	}
-	return n.freeSlot(m.HostIndex)
+	return n.leaveTables(slot)
 }
 
 // prune takes down what the attachments share if there is none left.

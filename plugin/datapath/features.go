@@ -9,6 +9,7 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 )
 
@@ -38,10 +39,22 @@ func ProbeFeatures() (Features, error) {
 	return f, nil
 }
 
+// liftMemlock takes away the limit of locked memory, to which kernels below 5.11 account the
+// memory of maps and programs; it belongs to the process. A no-op since.
+func liftMemlock() error {
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return fmt.Errorf("lifting the limit of locked memory: %w", err)
+	}
+	return nil
+}
+
 // CheckKernel returns nil if the kernel has what every mode needs, else ErrUnsupported or
 // ErrPrivileges with what is missing. It takes well under a millisecond.
 func CheckKernel() error {
 	if err := CheckPrivileges(); err != nil {
+		return err
+	}
+	if err := liftMemlock(); err != nil {
 		return err
 	}
 	for _, kind := range []ebpf.ProgramType{ebpf.XDP, ebpf.SchedCLS} {
@@ -54,6 +67,28 @@ func CheckKernel() error {
 		}
 	}
 	return nil
+}
+
+// CheckXDPLinks returns ErrUnsupported if the kernel cannot attach XDP programs by links (5.9).
+func CheckXDPLinks() error {
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.XDP, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 2), asm.Return()}, // XDP_PASS
+	})
+	if err != nil {
+		return fmt.Errorf("probing XDP links: %w", err)
+	}
+	defer prog.Close()
+	// loopback has no driver mode, which a kernel with XDP links says (EOPNOTSUPP, dev_xdp_attach() in
+	// net/core/dev.c), and one without does not get to
+	l, err := link.AttachXDP(link.XDPOptions{Program: prog, Interface: loopback, Flags: link.XDPDriverMode})
+	switch {
+	case err == nil:
+		return l.Close()
+	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EBUSY), errors.Is(err, unix.EEXIST):
+		return nil
+	}
+	return fmt.Errorf("%w: the kernel attaches no XDP programs by links (5.9 and later do): %w", ErrUnsupported, err)
 }
 
 // CheckPrivileges returns ErrPrivileges, naming them, if the process lacks capabilities: NET_ADMIN

@@ -164,34 +164,3 @@ func readLink(pin string) (*linkState, error) {
 	}
 	return state, nil
 }
-
-// hooksAlive tells whether the interface that an attachment's directory is for is still there.
-// A link knows, whatever network namespace the caller is in; a filter is there as long as the
-// interface is, which only the namespace of the node can tell: in another, here false, it counts
-// as alive.
-func hooksAlive(dir string, here bool) (bool, error) {
-	m, err := readMeta(dir)
-	if err != nil && !errors.Is(err, ErrNotFound) {
-		return false, err
-	}
-	for _, h := range hooks(ModeTCX) {
-		if m != nil && m.has(h.clsact) {
-			if !here {
-				return true, nil
-			}
-			host, err := hostOf(m)
-			return host != nil && host.Attrs().Name == m.HostName, err
-		}
-		state, err := readLink(filepath.Join(dir, h.pin))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return false, err
-		}
-		if state.ifindex != 0 {
-			return true, nil
-		}
-	}
-	return false, nil
-}

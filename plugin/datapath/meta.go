@@ -38,6 +38,7 @@ type Meta struct {
 	PluginVersion                       string
 
 	flags          bpf.DatapathPodFlag
+	owner          uint64
 	hostRxQueues   uint32
 	egressProgram  ebpf.ProgramID
 	ingressProgram ebpf.ProgramID
@@ -58,6 +59,7 @@ func (m *Meta) encode() (*bpf.DatapathPodMeta, error) {
 		EgressProgram:  uint32(m.egressProgram),
 		IngressProgram: uint32(m.ingressProgram),
 		Created:        uint64(m.Created.UnixNano()),
+		Owner:          m.owner,
 	}
 	if len(m.Addresses) > len(v.Addresses) {
 		return nil, fmt.Errorf("the pod has %d addresses, of which %d can be noted", len(m.Addresses), len(v.Addresses))
@@ -111,6 +113,7 @@ func decodeMeta(v *bpf.DatapathPodMeta) (*Meta, error) {
 		PluginVersion:  cString(v.PluginVersion[:]),
 		flags:          bpf.DatapathPodFlag(v.Flags),
 		hostRxQueues:   v.HostRxQueues,
+		owner:          v.Owner,
 		egressProgram:  ebpf.ProgramID(v.EgressProgram),
 		ingressProgram: ebpf.ProgramID(v.IngressProgram),
 	}

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/rlimit"
 
 	"github.com/xdp-cni/xdp-cni/bpf"
 	"github.com/xdp-cni/xdp-cni/plugin/undo"
@@ -49,8 +48,11 @@ func (n *node) close() {
 	}
 }
 
-// openNode opens the node's maps; fs.ErrNotExist if there are none.
+// openNode opens the node's maps: fs.ErrNotExist if there are none, ErrDamaged if not all are there.
 func openNode(dir string) (*node, error) {
+	if _, err := os.Stat(dir); err != nil {
+		return nil, fmt.Errorf("opening the node's maps: %w", err)
+	}
 	n := &node{dir: dir}
 	for _, shared := range []struct {
 		name string
@@ -66,6 +68,11 @@ func openNode(dir string) (*node, error) {
 		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, shared.name), nil)
 		if err != nil {
 			n.close()
+			if _, gone := os.Stat(dir); gone != nil {
+				err = gone // taken down meanwhile
+			} else if errors.Is(err, fs.ErrNotExist) {
+				return nil, fmt.Errorf("%w: %s in %s; it is made anew when no pod is attached", ErrDamaged, shared.name, dir)
+			}
 			return nil, fmt.Errorf("opening the node's map %s: %w", shared.name, err)
 		}
 		*shared.to = m
@@ -86,7 +93,7 @@ func (n *node) meta() (*bpf.DatapathNodeMeta, error) {
 
 // ensureNode opens the node's maps, or makes and pins them. The caller holds the node's lock, and
 // calls pruneNode if it fails afterwards.
-func (d *Datapath) ensureNode() (*node, error) {
+func (d *Datapath) ensureNode(spec *ebpf.CollectionSpec) (*node, error) {
 	netns, err := netnsInode()
 	if err != nil {
 		return nil, err
@@ -94,7 +101,16 @@ func (d *Datapath) ensureNode() (*node, error) {
 	for {
 		n, err := openNode(d.Root.Node())
 		if errors.Is(err, fs.ErrNotExist) {
-			return d.makeNode(netns)
+			return d.makeNode(spec, netns)
+		}
+		if errors.Is(err, ErrDamaged) {
+			if dirs, listErr := d.allDirs(); listErr != nil || len(dirs) > 0 {
+				return nil, errors.Join(err, listErr)
+			}
+			if err := d.removeNode(); err != nil {
+				return nil, err
+			}
+			continue
 		}
 		if err != nil {
 			return nil, err
@@ -119,26 +135,27 @@ func (d *Datapath) abandonNode(netns uint64) error {
 	if err := d.checkAbandoned(netns); err != nil {
 		return err
 	}
-	ids, err := d.Root.Pods()
+	dirs, err := d.allDirs()
 	if err != nil {
 		return err
 	}
-	for _, id := range ids {
-		if err := d.removeDir(d.Root.Pod(id)); err != nil {
+	for _, dir := range dirs {
+		if err := d.removeUnlocked(dir); err != nil {
 			return err
 		}
 	}
 	return d.removeNode()
 }
 
-// checkAbandoned returns ErrOtherNetns if an interface of an attachment is alive.
+// checkAbandoned returns ErrOtherNetns if an interface of an attachment is alive in the node's
+// network namespace, which is not the caller's.
 func (d *Datapath) checkAbandoned(netns uint64) error {
-	ids, err := d.Root.Pods()
+	dirs, err := d.allDirs()
 	if err != nil {
 		return err
 	}
-	for _, id := range ids {
-		alive, err := hooksAlive(d.Root.Pod(id), false)
+	for _, dir := range dirs {
+		alive, err := alive(dir, false, netns)
 		if err != nil {
 			return err
 		}
@@ -149,16 +166,9 @@ func (d *Datapath) checkAbandoned(netns uint64) error {
 	return nil
 }
 
-func (d *Datapath) makeNode(netns uint64) (_ *node, err error) {
-	// kernels below 5.11 account BPF memory to RLIMIT_MEMLOCK; a no-op since
-	if err := rlimit.RemoveMemlock(); err != nil {
-		return nil, fmt.Errorf("lifting the limit of locked memory: %w", err)
-	}
+// makeNode makes and pins what all attachments share, but for programs.
+func (d *Datapath) makeNode(spec *ebpf.CollectionSpec, netns uint64) (_ *node, err error) {
 	features, err := d.features()
-	if err != nil {
-		return nil, err
-	}
-	spec, err := bpf.LoadDatapath()
 	if err != nil {
 		return nil, err
 	}
@@ -248,22 +258,25 @@ func (d *Datapath) removeNode() error {
 }
 
 // servesUs tells whether the node's interfaces are those of the calling thread's network
-// namespace; no node serves everybody.
-func (d *Datapath) servesUs() (bool, error) {
+// namespace, and of which they are; no node serves everybody.
+func (d *Datapath) servesUs() (here bool, netns uint64, err error) {
+	own, err := netnsInode()
+	if err != nil {
+		return false, 0, err
+	}
 	n, err := openNode(d.Root.Node())
 	if errors.Is(err, fs.ErrNotExist) {
-		return true, nil
+		return true, own, nil
 	}
 	if err != nil {
-		return false, err
+		return false, 0, err
 	}
 	defer n.close()
 	meta, err := n.meta()
 	if err != nil {
-		return false, err
+		return false, 0, err
 	}
-	netns, err := netnsInode()
-	return meta.Netns == netns, err
+	return meta.Netns == own, meta.Netns, nil
 }
 
 // netnsInode returns the inode of the calling thread's network namespace.

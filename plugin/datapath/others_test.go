@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -294,7 +296,7 @@ func unevenVeth(r *rig) (*tests.Veth, datapath.AttachOptions) {
 		if err != nil {
 			return err
 		}
-		opts.HostName, opts.HostIndex, opts.PodTxQueues = "uneven0", host.Attrs().Index, 4
+		opts.HostName, opts.HostIndex, opts.PodIndex, opts.PodTxQueues = "uneven0", host.Attrs().Index, host.Attrs().ParentIndex, 4
 		return nil
 	})
 	if err != nil {
@@ -322,6 +324,16 @@ func TestSlotsCollide(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		err = r.node.Do(func() error {
+			host, err := netlink.LinkByIndex(opts.HostIndex)
+			if err == nil {
+				opts.PodIndex = host.Attrs().ParentIndex
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
 		all = append(all, opts)
 		r.mustAttach(opts)
 	}
@@ -341,7 +353,7 @@ func TestSlotsCollide(t *testing.T) {
 	r.expectUnchanged(before)
 }
 
-// TestSameInterfaceTwice: one host end is one attachment's; a stale one makes room.
+// TestSameInterfaceTwice: one host end is one attachment's.
 func TestSameInterfaceTwice(t *testing.T) {
 	r := newRig(t, datapath.ModeTCX, vethDefault)
 	r.mustAttach(r.opts)
@@ -352,31 +364,123 @@ func TestSameInterfaceTwice(t *testing.T) {
 		t.Errorf("second attachment of one interface: %v", err)
 	}
 	r.expectUnchanged(before)
-	for _, name := range []string{"egress_link", "ingress_link"} {
-		l, err := link.LoadPinnedLink(filepath.Join(r.podDir(), name), nil)
-		if err != nil {
+	r.mustDetach(r.opts)
+}
+
+// TestIndexUsedAgain: the index of an interface that went without a DEL is given to another one.
+// What the first left, published or in staging, must not take what the second has.
+func TestIndexUsedAgain(t *testing.T) {
+	for _, killed := range []bool{false, true} {
+		for _, v := range variants {
+			t.Run(fmt.Sprintf("%s, killed %v", v.name, killed), func(t *testing.T) {
+				r := newRig(t, v.mode, vethDefault)
+				r.features = v.features
+				before := r.node.Tree()
+				if killed {
+					r.attachKilled(r.opts, "publishing")
+				} else {
+					r.mustAttach(r.opts)
+				}
+				r.deleteVeth(r.veth.HostName)
+				second := r.opts
+				second.ContainerID, second.HostName = "second", "again0"
+				err := r.node.Do(func() error {
+					err := netlink.LinkAdd(&netlink.Veth{
+						LinkAttrs: netlink.LinkAttrs{Name: second.HostName, Index: second.HostIndex, TxQLen: -1}, PeerName: "again1",
+					})
+					if err != nil {
+						return err
+					}
+					host, err := netlink.LinkByName(second.HostName)
+					if err == nil {
+						second.PodIndex = host.Attrs().ParentIndex
+					}
+					return err
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				r.mustAttach(second)
+				r.mustDetach(r.opts)
+				if err := r.check(second); err != nil {
+					t.Errorf("after DEL of the first: %v", err)
+				}
+				r.collect(datapath.CollectOptions{})
+				if err := r.check(second); err != nil {
+					t.Errorf("after GC: %v", err)
+				}
+				r.mustDetach(second)
+				if after := r.node.Tree(); !slices.Equal(before, after) {
+					t.Errorf("left: %v", after)
+				}
+			})
+		}
+	}
+}
+
+// TestDamagedNode: a pin of the node is gone. ADD and STATUS say so, DEL works, and once no pod is
+// there the node is made anew.
+func TestDamagedNode(t *testing.T) {
+	r := newRig(t, datapath.ModeGeneric, vethDefault)
+	_, _, other := r.newPod("other", datapath.ModeGeneric, vethDefault)
+	for _, pin := range []string{"idle_table", "slots", "node_info"} {
+		r.mustAttach(r.opts)
+		if err := os.Remove(filepath.Join(pins.NewRoot(r.node.BPFFS).Node(), pin)); err != nil {
 			t.Fatal(err)
 		}
-		if err := l.Detach(); err != nil {
-			t.Fatal(err)
+		before := r.world()
+		if err := r.attach(other); !errors.Is(err, datapath.ErrDamaged) || !strings.Contains(err.Error(), pin) {
+			t.Errorf("attach without %s: %v", pin, err)
 		}
-		l.Close()
+		r.expectUnchanged(before)
+		err := r.do(func(d *datapath.Datapath) error { return d.Ready(datapath.ReadyOptions{Mode: datapath.ModeGeneric}) })
+		if !errors.Is(err, datapath.ErrDamaged) {
+			t.Errorf("ready without %s: %v", pin, err)
+		}
+		r.mustDetach(r.opts)
+		if left := r.node.Tree(); len(left) > 0 {
+			t.Errorf("left without %s: %v", pin, left)
+		}
 	}
-	r.mustAttach(second)
-	if err := r.check(second); err != nil {
-		t.Error(err)
+}
+
+// TestMountLockHasALimit: the lock of a mount point is not waited for without end.
+func TestMountLockHasALimit(t *testing.T) {
+	r := newRig(t, datapath.ModeGeneric, vethDefault)
+	root := filepath.Join(r.node.Dir, "elsewhere")
+	if err := os.Mkdir(root, 0o700); err != nil {
+		t.Fatal(err)
 	}
-	if _, err := os.Stat(r.podDir()); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the stale attachment is still there: %v", err)
+	lock, err := pins.LockDir(t.Context(), root)
+	if err != nil {
+		t.Fatal(err)
 	}
-	r.mustDetach(second)
+	defer lock.Unlock()
+	err = r.attach(r.opts, func(o *datapath.Options) {
+		o.Root, o.LockTimeout = pins.NewRoot(root), 50*time.Millisecond
+	})
+	if !errors.Is(err, pins.ErrBusy) {
+		t.Errorf("attach while somebody else mounts: %v", err)
+	}
+}
+
+// TestManyAddresses: more addresses than can be noted are no reason to refuse a pod.
+func TestManyAddresses(t *testing.T) {
+	r := newRig(t, datapath.ModeGeneric, vethDefault)
+	for i := range 2 * datapath.MaxAddresses {
+		r.opts.Addresses = append(r.opts.Addresses, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, 1, byte(i)}), 24))
+	}
+	r.mustAttach(r.opts)
+	r.mustDetach(r.opts)
 }
 
 func TestFull(t *testing.T) {
 	r := newRig(t, datapath.ModeGeneric, vethDefault)
 	_, _, other := r.newPod("other", datapath.ModeGeneric, vethDefault)
 	r.mustAttach(r.opts)
-	ready := func() error { return r.do(func(d *datapath.Datapath) error { return d.Ready() }) }
+	ready := func() error {
+		return r.do(func(d *datapath.Datapath) error { return d.Ready(datapath.ReadyOptions{Mode: datapath.ModeGeneric}) })
+	}
 	if err := ready(); err != nil {
 		t.Errorf("ready: %v", err)
 	}
@@ -469,11 +573,12 @@ func TestOtherNetns(t *testing.T) {
 	opts := r.opts
 	opts.ContainerID, opts.HostName, opts.HostIndex = "stranger", veth.HostName, veth.HostIndex
 	before := r.world()
+	ready := func(d *datapath.Datapath) error { return d.Ready(datapath.ReadyOptions{Mode: datapath.ModeTCX}) }
 	attach := func(d *datapath.Datapath) error { return d.Attach(context.Background(), opts) }
 	if err := in(attach); !errors.Is(err, datapath.ErrOtherNetns) {
 		t.Errorf("attach from another namespace: %v", err)
 	}
-	if err := in((*datapath.Datapath).Ready); !errors.Is(err, datapath.ErrOtherNetns) {
+	if err := in(ready); !errors.Is(err, datapath.ErrOtherNetns) {
 		t.Errorf("ready in another namespace: %v", err)
 	}
 	r.expectUnchanged(before)
@@ -482,7 +587,7 @@ func TestOtherNetns(t *testing.T) {
 		t.Fatal(err)
 	}
 	deadline := time.Now().Add(settle)
-	for err = in((*datapath.Datapath).Ready); err != nil && time.Now().Before(deadline); err = in((*datapath.Datapath).Ready) {
+	for err = in(ready); err != nil && time.Now().Before(deadline); err = in(ready) {
 		time.Sleep(20 * time.Millisecond) // a namespace is taken down by a worker
 	}
 	if err != nil {

@@ -54,18 +54,15 @@ func (h hook) composition(frags bool) composition {
 	}
 }
 
-// program opens the node's program of that composition, or loads and pins it. The caller holds
-// the node's lock.
-func (n *node) program(c composition) (*ebpf.Program, error) {
+// program opens the node's program of that composition, or loads it from the spec and pins it. The
+// caller holds the node's lock.
+func (n *node) program(spec *ebpf.CollectionSpec, c composition) (*ebpf.Program, error) {
 	pin := filepath.Join(n.dir, c.pin())
 	prog, err := ebpf.LoadPinnedProgram(pin, nil)
 	if err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return prog, err
 	}
-	spec, err := bpf.LoadDatapath()
-	if err != nil {
-		return nil, err
-	}
+	spec = spec.Copy()
 	if err := c.reduce(spec); err != nil {
 		return nil, err
 	}

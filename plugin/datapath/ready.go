@@ -4,13 +4,33 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/features"
 )
 
+// ReadyOptions are what attachments are to have.
+type ReadyOptions struct {
+	Mode  Mode
+	Peers uint32
+}
+
 // Ready returns nil if Attach could succeed, else what is in its way: the kernel, the privileges,
-// bpffs, another network namespace, or ErrFull. It changes nothing and takes a few milliseconds.
-func (d *Datapath) Ready() error {
+// bpffs, another network namespace, missing pins, or ErrFull. It changes nothing and takes a few
+// milliseconds. Whether the kernel has clsact, where it has no tcx, is seen only by Attach.
+func (d *Datapath) Ready(opts ReadyOptions) error {
 	if err := CheckKernel(); err != nil {
 		return err
+	}
+	if opts.Mode != ModeTCX {
+		if err := CheckXDPLinks(); err != nil {
+			return err
+		}
+	}
+	if opts.Peers > 0 {
+		if err := features.HaveMapType(ebpf.LRUCPUHash); err != nil {
+			return fmt.Errorf("%w: per-peer counters: %w", ErrUnsupported, err)
+		}
 	}
 	mounted, err := d.Root.Mounted()
 	if err != nil {

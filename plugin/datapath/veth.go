@@ -4,7 +4,6 @@ import (
 	"fmt"
 
 	"github.com/safchain/ethtool"
-	"github.com/vishvananda/netlink"
 
 	"github.com/xdp-cni/xdp-cni/bpf"
 )
@@ -58,29 +57,44 @@ func restoreVeth(m *Meta) error {
 	if !m.has(bpf.DatapathPodFlagPOD_SET_GRO) && !m.has(bpf.DatapathPodFlagPOD_SET_QUEUES) {
 		return nil
 	}
-	host, err := netlink.LinkByIndex(m.HostIndex)
-	if err != nil || host.Attrs().Name != m.HostName {
-		return nil // gone, and its settings with it
+	host, err := hostOf(m)
+	if host == nil {
+		return err // gone, and its settings with it
 	}
+	name := host.Attrs().Name
 	tool, err := ethtool.NewEthtool()
 	if err != nil {
 		return fmt.Errorf("opening ethtool: %w", err)
 	}
 	defer tool.Close()
 	if m.has(bpf.DatapathPodFlagPOD_SET_GRO) {
-		if err := tool.Change(m.HostName, map[string]bool{featureGRO: false}); err != nil {
-			return fmt.Errorf("turning GRO off at %s: %w", m.HostName, err)
+		if err := tool.Change(name, map[string]bool{featureGRO: false}); err != nil {
+			return fmt.Errorf("turning GRO off at %s: %w", name, err)
 		}
 	}
 	if m.has(bpf.DatapathPodFlagPOD_SET_QUEUES) {
-		channels, err := tool.GetChannels(m.HostName)
+		channels, err := tool.GetChannels(name)
 		if err != nil {
-			return fmt.Errorf("reading the queues of %s: %w", m.HostName, err)
+			return fmt.Errorf("reading the queues of %s: %w", name, err)
 		}
 		channels.RxCount = m.hostRxQueues
-		if _, err := tool.SetChannels(m.HostName, channels); err != nil {
-			return fmt.Errorf("setting %d RX queues on %s: %w", m.hostRxQueues, m.HostName, err)
+		if _, err := tool.SetChannels(name, channels); err != nil {
+			return fmt.Errorf("setting %d RX queues on %s: %w", m.hostRxQueues, name, err)
 		}
 	}
 	return nil
+}
+
+// hasGRO tells whether an interface has GRO on.
+func hasGRO(name string) (bool, error) {
+	tool, err := ethtool.NewEthtool()
+	if err != nil {
+		return false, fmt.Errorf("opening ethtool: %w", err)
+	}
+	defer tool.Close()
+	features, err := tool.Features(name)
+	if err != nil {
+		return false, fmt.Errorf("reading the features of %s: %w", name, err)
+	}
+	return features[featureGRO], nil
 }

@@ -35,7 +35,7 @@ build: ## build the static binaries into bin/
 	$(GOBUILD) -o bin/xdpctl ./cmd/xdpctl
 
 test: build ## build and run every test (root)
-	go test -timeout 30m ./...
+	go test -timeout 30m -count=1 $(GOTESTFLAGS) ./...
 
 bench: build ## measure, and print tables of ratios (root; bounded, about 10 minutes)
 	go run ./tests/bench

@@ -14,6 +14,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"github.com/xdp-cni/xdp-cni/bpf"
 )
 
 // Snapshot is the BPF objects of the kernel at one time, by ID. IDs are not given twice (until 2^31 are used up).
@@ -145,11 +147,12 @@ func linkName(id link.ID) string {
 }
 
 // WaitNoNew waits until the kernel has no BPF object that it had not before: it frees them some time after their last
-// user has let go.
+// user has let go. What is left at the end counts if it has the name of something of ours: other software of the
+// machine may load programs at any time.
 func WaitNoNew(ctx context.Context, before Snapshot, timeout time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	limited, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	return poll(ctx, 10*time.Millisecond, func() error {
+	err := poll(limited, 10*time.Millisecond, func() error {
 		now, err := Objects()
 		if err != nil {
 			return err
@@ -159,4 +162,67 @@ func WaitNoNew(ctx context.Context, before Snapshot, timeout time.Duration) erro
 		}
 		return nil
 	})
+	if err == nil {
+		return nil
+	}
+	now, listErr := Objects()
+	if listErr != nil {
+		return errors.Join(err, listErr)
+	}
+	left, listErr := before.Diff(now).ours()
+	if listErr != nil {
+		return errors.Join(err, listErr)
+	}
+	if left.Empty() {
+		return nil
+	}
+	return fmt.Errorf("BPF objects left: %s", left)
+}
+
+// nameLen is how much of a name the kernel keeps (BPF_OBJ_NAME_LEN less the NUL).
+const nameLen = 15
+
+// ours returns those that have the names of our programs and maps, or of those that tests load as somebody else's, and
+// the links to such programs.
+func (d Difference) ours() (Difference, error) {
+	spec, err := bpf.LoadDatapath()
+	if err != nil {
+		return Difference{}, err
+	}
+	names := map[string]bool{"foreign": true}
+	for name := range spec.Programs {
+		names[name[:min(len(name), nameLen)]] = true
+	}
+	for name := range spec.Maps {
+		names[name[:min(len(name), nameLen)]] = true
+	}
+	var left Difference
+	for _, id := range d.Programs {
+		if isOurs(names, programName(id)) {
+			left.Programs = append(left.Programs, id)
+		}
+	}
+	for _, id := range d.Maps {
+		if isOurs(names, mapName(id)) {
+			left.Maps = append(left.Maps, id)
+		}
+	}
+	for _, id := range d.Links {
+		l, err := link.NewFromID(id)
+		if err != nil {
+			continue // gone
+		}
+		info, err := l.Info()
+		_ = l.Close()
+		if err == nil && isOurs(names, programName(info.Program)) {
+			left.Links = append(left.Links, id)
+		}
+	}
+	return left, nil
+}
+
+// isOurs takes what programName and mapName return, which have the name in quotes.
+func isOurs(names map[string]bool, description string) bool {
+	parts := strings.Split(description, "\"")
+	return len(parts) == 3 && names[parts[1]]
 }

@@ -12,6 +12,8 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 
+	"github.com/xdp-cni/xdp-cni/plugin/datapath"
+	"github.com/xdp-cni/xdp-cni/plugin/pins"
 	"github.com/xdp-cni/xdp-cni/tests"
 )
 
@@ -21,9 +23,10 @@ const (
 	churnWorkers = 8
 )
 
-// TestChurn adds and deletes attachments, several at a time and in all modes; one ADD in four and
-// one DEL in eight is killed at a random moment, and what it left is taken over by the next. A pod
-// stays throughout, so that what the others share is never made anew and would show a leak.
+// TestChurn adds and deletes attachments, several at a time and in all modes, while GC runs again
+// and again; one ADD in four and one DEL in eight is killed at a random moment, and what it left is
+// taken over by the next. A pod stays throughout, so that what the others share is never made anew
+// and would show a leak.
 func TestChurn(t *testing.T) {
 	n := start(t, tests.WithoutIPv6())
 	resident, _, prev := vethPod(t, n, "resident", "1.1.0")
@@ -35,6 +38,10 @@ func TestChurn(t *testing.T) {
 		mustRun(t, n, "DEL", pod, stdin)
 	}
 	before := tests.MustObjects(t)
+	slots := takenSlots(t, n)
+	began := time.Now()
+	mustRun(t, n, "CHECK", resident, pluginConf(n, "1.1.0", prev))
+	killWithin := 3 * time.Since(began) // an ADD takes a little longer than a CHECK
 
 	random := rand.New(rand.NewPCG(1, 2))
 	seeds := make([]uint64, churnWorkers)
@@ -51,19 +58,39 @@ func TestChurn(t *testing.T) {
 		pod, _, prev := vethPod(t, n, fmt.Sprintf("churn%d", i), "1.1.0")
 		workers.Go(func() {
 			random := rand.New(rand.NewPCG(seeds[i], 0))
-			kills, err := churn(t, n, pod, prev, random, churnCycles/churnWorkers+1)
+			kills, err := churn(t, n, pod, prev, random, churnCycles/churnWorkers+1, killWithin)
 			mu.Lock()
 			defer mu.Unlock()
 			killed += kills
 			errs = append(errs, err)
 		})
 	}
+	stop := make(chan struct{})
+	var collector sync.WaitGroup
+	collector.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default: // without a list: nothing alive may go
+				out, err := n.RunPlugin(t.Context(), "GC", nil, pluginConf(n, "1.1.0", nil))
+				if err != nil && outputError(t, out).Code != types.ErrTryAgainLater {
+					t.Errorf("GC: %v: %s", err, out.Stdout)
+				}
+			}
+		}
+	})
 	workers.Wait()
+	close(stop)
+	collector.Wait()
 	if err := errors.Join(errs...); err != nil {
 		t.Error(err)
 	}
-	if killed < churnCycles/20 {
-		t.Errorf("only %d processes were killed before they were done", killed)
+	if killed == 0 {
+		t.Error("no process was killed before it was done")
+	}
+	if now := takenSlots(t, n); now != slots {
+		t.Errorf("%d slots are taken after the churn, %d were before", now, slots)
 	}
 	t.Logf("%d of %d cycles, %d processes killed", churnWorkers*(churnCycles/churnWorkers+1), churnCycles, killed)
 	if out, err := n.RunPlugin(t.Context(), "CHECK", resident, pluginConf(n, "1.1.0", prev)); err != nil {
@@ -78,6 +105,21 @@ func TestChurn(t *testing.T) {
 	}
 }
 
+func takenSlots(t *testing.T, n *tests.Node) (taken int) {
+	t.Helper()
+	err := n.Do(func() error {
+		info, err := datapath.New(datapath.Options{Root: pins.NewRoot(n.BPFFS)}).NodeInfo()
+		if err == nil {
+			taken = info.Taken
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return taken
+}
+
 func mustRun(t *testing.T, n *tests.Node, command string, pod *tests.Pod, stdin string) {
 	t.Helper()
 	if out, err := n.RunPlugin(t.Context(), command, pod, stdin); err != nil {
@@ -85,13 +127,14 @@ func mustRun(t *testing.T, n *tests.Node, command string, pod *tests.Pod, stdin 
 	}
 }
 
-// churn runs cycles of ADD and DEL on one pod and returns how many processes it killed.
-func churn(t *testing.T, n *tests.Node, pod *tests.Pod, prev any, random *rand.Rand, cycles int) (killed int, err error) {
+// churn runs cycles of ADD, CHECK and DEL on one pod and returns how many processes it killed, each
+// within that time of its start.
+func churn(t *testing.T, n *tests.Node, pod *tests.Pod, prev any, random *rand.Rand, cycles int, within time.Duration) (killed int, err error) {
 	modes := []string{"generic", "native", "tcx"}
 	for range cycles {
 		stdin := pluginConf(n, "1.1.0", prev, tests.Conf{"mode": modes[random.IntN(len(modes))], "stats": tests.Conf{"peers": 16}})
 		kill := random.IntN(4) == 0
-		wasKilled, err := runMaybeKilled(n, n.PluginCommand(t.Context(), "ADD", pod, stdin), kill, random)
+		wasKilled, err := runMaybeKilled(n, n.PluginCommand(t.Context(), "ADD", pod, stdin), kill, random, within)
 		if err != nil {
 			return killed, fmt.Errorf("ADD: %w", err)
 		}
@@ -99,18 +142,24 @@ func churn(t *testing.T, n *tests.Node, pod *tests.Pod, prev any, random *rand.R
 			killed++
 			if random.IntN(2) == 0 {
 				// as a runtime that tries again, with no DEL between
-				if _, err := runMaybeKilled(n, n.PluginCommand(t.Context(), "ADD", pod, stdin), false, random); err != nil {
+				if _, err := runMaybeKilled(n, n.PluginCommand(t.Context(), "ADD", pod, stdin), false, random, within); err != nil {
 					return killed, fmt.Errorf("ADD after a killed ADD: %w", err)
 				}
+				wasKilled = false
 			}
 		}
-		wasKilled, err = runMaybeKilled(n, n.PluginCommand(t.Context(), "DEL", pod, stdin), random.IntN(8) == 0, random)
+		if !wasKilled {
+			if _, err := runMaybeKilled(n, n.PluginCommand(t.Context(), "CHECK", pod, stdin), false, random, within); err != nil {
+				return killed, fmt.Errorf("CHECK: %w", err)
+			}
+		}
+		wasKilled, err = runMaybeKilled(n, n.PluginCommand(t.Context(), "DEL", pod, stdin), random.IntN(8) == 0, random, within)
 		if err != nil {
 			return killed, fmt.Errorf("DEL: %w", err)
 		}
 		if wasKilled {
 			killed++
-			if _, err := runMaybeKilled(n, n.PluginCommand(t.Context(), "DEL", pod, stdin), false, random); err != nil {
+			if _, err := runMaybeKilled(n, n.PluginCommand(t.Context(), "DEL", pod, stdin), false, random, within); err != nil {
 				return killed, fmt.Errorf("DEL after a killed DEL: %w", err)
 			}
 		}
@@ -119,7 +168,7 @@ func churn(t *testing.T, n *tests.Node, pod *tests.Pod, prev any, random *rand.R
 }
 
 // runMaybeKilled runs the plugin and tells whether it was killed before it was done.
-func runMaybeKilled(n *tests.Node, cmd *exec.Cmd, kill bool, random *rand.Rand) (bool, error) {
+func runMaybeKilled(n *tests.Node, cmd *exec.Cmd, kill bool, random *rand.Rand, within time.Duration) (bool, error) {
 	if !kill {
 		out, err := n.Run(cmd)
 		if err != nil {
@@ -130,7 +179,7 @@ func runMaybeKilled(n *tests.Node, cmd *exec.Cmd, kill bool, random *rand.Rand) 
 	if err := n.Start(cmd); err != nil {
 		return false, err
 	}
-	time.Sleep(time.Duration(random.IntN(60)) * time.Millisecond)
+	time.Sleep(time.Duration(random.Int64N(int64(within))))
 	_ = cmd.Process.Kill()
 	err := cmd.Wait()
 	var exit *exec.ExitError

@@ -2,8 +2,12 @@ package integration
 
 import (
 	"bytes"
+	"errors"
+	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
 
 	"github.com/xdp-cni/xdp-cni/tests"
 	"github.com/xdp-cni/xdp-cni/tests/packets"
@@ -76,4 +80,60 @@ func TestPodMadeGSO(t *testing.T) {
 		t.Errorf("counted %v, want 3 packets", got)
 	}
 	mustRun(t, n, "DEL", pod, stdin)
+}
+
+// TestBigTCP sends TCP in buffers larger than an IP length field can say: nothing is broken, and
+// bytes and segments are all counted.
+func TestBigTCP(t *testing.T) {
+	const size, limit = 16 << 20, 196608
+	for _, mode := range modes {
+		t.Run(mode, func(t *testing.T) {
+			n := start(t)
+			pod := tests.MustPod(t, n, "pod")
+			addresses := tests.VethOptions{
+				HostAddress: netip.MustParsePrefix("10.0.0.1/24"), PodAddress: netip.MustParsePrefix("10.0.0.2/24"),
+			}
+			veth, err := tests.MakeVeth(t.Context(), n, pod, addresses)
+			if err != nil {
+				t.Fatal(err)
+			}
+			raise := func(ifname string) func() error {
+				return func() error {
+					l, err := netlink.LinkByName(ifname)
+					if err != nil {
+						return err
+					}
+					return errors.Join(netlink.LinkSetGSOMaxSize(l, limit), netlink.LinkSetGROMaxSize(l, limit),
+						netlink.LinkSetGSOIPv4MaxSize(l, limit), netlink.LinkSetGROIPv4MaxSize(l, limit))
+				}
+			}
+			if err := errors.Join(n.Do(raise(veth.HostName)), pod.Do(raise(pod.IfName))); err != nil {
+				t.Fatal(err)
+			}
+			stdin := pluginConf(n, "1.1.0", map[string]any{"cniVersion": "1.1.0"}, tests.Conf{"mode": mode})
+			mustRun(t, n, "ADD", pod, stdin)
+			echo := tests.MustEcho(t, n, addresses.HostAddress.Addr())
+			if err := tests.EchoTCP(t.Context(), pod, echo.TCP, size); err != nil {
+				t.Fatal(err)
+			}
+			quiet(t, pod)
+			s := readStats(t, n, pod)
+			for name, d := range map[string]direction{"egress": s.Kinds.Egress, "ingress": s.Kinds.Ingress} {
+				expect(t, name+" broken", counter{d["truncated"].Packets + d["malformed"].Packets, 0}, counter{})
+			}
+			for name, c := range map[string]counter{"egress": s.Protocols.Egress["tcp"], "ingress": s.Protocols.Ingress["tcp"]} {
+				if c.Bytes < size {
+					t.Errorf("%s: %d bytes of TCP, want at least %d", name, c.Bytes, size)
+				}
+			}
+			// at the tc hook all are counted as segments of at most an MTU
+			if ingress := s.Protocols.Ingress["tcp"]; ingress.Bytes/ingress.Packets > 1514 {
+				t.Errorf("ingress: %d bytes a packet", ingress.Bytes/ingress.Packets)
+			}
+			if egress := s.Protocols.Egress["tcp"]; mode == "generic" && egress.Bytes/egress.Packets < 20000 {
+				t.Errorf("egress: %d bytes a packet: there was no BIG TCP to count", egress.Bytes/egress.Packets)
+			}
+			mustRun(t, n, "DEL", pod, stdin)
+		})
+	}
 }

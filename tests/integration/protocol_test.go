@@ -9,11 +9,13 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/xdp-cni/xdp-cni/tests"
+	"github.com/xdp-cni/xdp-cni/tests/packets"
 )
 
 // pluginConf returns a plugin configuration with a prevResult, as a runtime gives it on stdin.
@@ -389,7 +391,7 @@ func TestPrivileges(t *testing.T) {
 	for _, test := range []struct {
 		command string
 		code    uint
-	}{{"ADD", 105}, {"STATUS", types.ErrPluginNotAvailable}} {
+	}{{"ADD", 105}, {"CHECK", 105}, {"STATUS", types.ErrPluginNotAvailable}} {
 		cmd := n.PluginCommand(t.Context(), test.command, pod, pluginConf(n, "1.1.0", prev))
 		dropCapabilities(cmd)
 		out, err := n.Run(cmd)
@@ -433,4 +435,89 @@ func TestLogFile(t *testing.T) {
 			t.Errorf("the log does not say %q: %s", want, data)
 		}
 	}
+}
+
+// TestResultCannotBePrinted: a runtime that does not take the result gets no attachment.
+func TestResultCannotBePrinted(t *testing.T) {
+	n := start(t)
+	pod, veth, prev := vethPod(t, n, "pod", "1.1.0")
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := read.Close(); err != nil {
+		t.Fatal(err)
+	}
+	defer write.Close()
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	for name, stdout := range map[string]*os.File{"closed pipe": write, "full": full} {
+		cmd := n.PluginCommand(t.Context(), "ADD", pod, pluginConf(n, "1.1.0", prev))
+		cmd.Stdout = stdout
+		if err := n.Start(cmd); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Wait(); err == nil {
+			t.Errorf("%s: ADD succeeded", name)
+		}
+		if tree := n.Tree(); len(tree) > 0 || hostLinkXDP(n, veth.HostName) {
+			t.Errorf("%s: left %v", name, tree)
+		}
+	}
+}
+
+// TestTutorialReadsStats does what the xdp-tutorial's xdp_stats does with a pinned xdp_stats_map:
+// it checks the map's shape (check_map_fd_info() in common/common_user_bpf_xdp.c) and sums records
+// of {rx_packets, rx_bytes} over all possible CPUs, for each action up to XDP_REDIRECT.
+func TestTutorialReadsStats(t *testing.T) {
+	n := start(t, tests.WithoutIPv6())
+	pod := tests.MustPod(t, n, "pod")
+	veth, err := tests.MakeVeth(t.Context(), n, pod, tests.VethOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdin := pluginConf(n, "1.1.0", map[string]any{"cniVersion": "1.1.0"}, tests.Conf{"mode": "native"})
+	mustRun(t, n, "ADD", pod, stdin)
+	frame := packets.Frame(packets.Ethernet{Dst: packets.MAC(veth.HostMAC), Src: packets.MAC(veth.PodMAC)},
+		packets.IPv4{}, packets.UDP{}, packets.Data(100))
+	for range 5 {
+		if err := tests.SendFrame(pod, pod.IfName, frame); err != nil {
+			t.Fatal(err)
+		}
+	}
+	quiet(t, pod)
+	pinned, err := filepath.Glob(filepath.Join(n.BPFFS, "v1", "pods", "*", "xdp_stats_map"))
+	if err != nil || len(pinned) != 1 {
+		t.Fatalf("xdp_stats_map: %v, %v", pinned, err)
+	}
+	m, err := ebpf.LoadPinnedMap(pinned[0], nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	if m.Type() != ebpf.PerCPUArray || m.KeySize() != 4 || m.ValueSize() != 16 || m.MaxEntries() != 5 {
+		t.Errorf("the map is %v", m)
+	}
+	const xdpPass = 2
+	for action := range uint32(5) {
+		var cpus [][2]uint64
+		if err := m.Lookup(action, &cpus); err != nil {
+			t.Fatal(err)
+		}
+		var packets, bytes uint64
+		for _, c := range cpus {
+			packets, bytes = packets+c[0], bytes+c[1]
+		}
+		wantPackets, wantBytes := uint64(0), uint64(0)
+		if action == xdpPass {
+			wantPackets, wantBytes = 5, 5*uint64(len(frame))
+		}
+		if packets != wantPackets || bytes != wantBytes {
+			t.Errorf("action %d: %d packets, %d bytes; want %d, %d", action, packets, bytes, wantPackets, wantBytes)
+		}
+	}
+	mustRun(t, n, "DEL", pod, stdin)
 }

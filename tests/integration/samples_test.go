@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"bytes"
 	"encoding/json"
 	"io/fs"
 	"net/netip"
@@ -29,8 +30,10 @@ func TestSamples(t *testing.T) {
 			w := tests.MustNetwork(t, n, relocate(t, n, data))
 			client, server := tests.MustPod(t, n, "client"), tests.MustPod(t, n, "server")
 			options := []tests.CallOption{tests.KubernetesArgs("default", "web", "uid")}
-			if name == "full.conflist" {
+			if bytes.Contains(data, []byte(`"ipMasq": true`)) || bytes.Contains(data, []byte(`"portmap"`)) {
 				needsFirewall(t)
+			}
+			if name == "full.conflist" {
 				options = append(options,
 					tests.Capability("portMappings", []any{map[string]any{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}}),
 					tests.Capability("bandwidth", map[string]any{"ingressRate": 1_000_000_000, "ingressBurst": 10_000_000,

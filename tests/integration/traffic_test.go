@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/xdp-cni/xdp-cni/plugin/datapath"
 	"github.com/xdp-cni/xdp-cni/tests"
 )
 
@@ -44,7 +45,7 @@ func TestExactCounts(t *testing.T) {
 				s := readStats(t, n, client)
 				wantMode := mode
 				if mode == "auto" {
-					wantMode = "tcx"
+					wantMode = autoMode(t)
 				}
 				expect(t, "mode", s.Mode, wantMode)
 				expect(t, "pod", s.Pod, struct{ Namespace, Name, UID string }{"default", "client", "uid-client"})
@@ -63,6 +64,16 @@ func TestExactCounts(t *testing.T) {
 			})
 		}
 	}
+}
+
+// autoMode is what mode auto chooses on this kernel.
+func autoMode(t *testing.T) string {
+	t.Helper()
+	features, err := datapath.ProbeFeatures()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return datapath.AutoMode(features).String()
 }
 
 // measure runs traffic and returns what was counted for it at the pods.

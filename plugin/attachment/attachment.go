@@ -12,8 +12,9 @@ import (
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/plugins/pkg/ns"
-	"github.com/safchain/ethtool"
 	"github.com/vishvananda/netlink"
+
+	"github.com/xdp-cni/xdp-cni/internal/ethtool"
 )
 
 var (
@@ -85,16 +86,11 @@ func Find(netns, ifname string) (*Veth, error) {
 }
 
 func txQueues(ifname string) int {
-	tool, err := ethtool.NewEthtool()
+	channels, err := ethtool.GetChannels(ifname)
 	if err != nil {
 		return 0
 	}
-	defer tool.Close()
-	channels, err := tool.GetChannels(ifname)
-	if err != nil {
-		return 0
-	}
-	return int(channels.TxCount + channels.CombinedCount)
+	return int(channels.Tx + channels.Combined)
 }
 
 // peer returns the other end of the veth pod, which is in space.

@@ -13,6 +13,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 
 	"github.com/xdp-cni/xdp-cni/bpf"
+	"github.com/xdp-cni/xdp-cni/internal/ethtool"
 	"github.com/xdp-cni/xdp-cni/plugin/pins"
 )
 
@@ -86,9 +87,9 @@ func (d *Datapath) checkIntact(dir string, m *Meta, peers bool) error {
 		return fmt.Errorf("%w: host interface %s: %w", ErrCheck, m.HostName, err)
 	}
 	if m.Mode == ModeNative {
-		on, err := hasGRO(host.Attrs().Name)
+		on, err := ethtool.GRO(host.Attrs().Name)
 		if err != nil {
-			return err
+			return fmt.Errorf("reading GRO of %s: %w", host.Attrs().Name, err)
 		}
 		if !on {
 			return fmt.Errorf("%w: GRO is off at %s", ErrCheck, host.Attrs().Name)

@@ -3,19 +3,23 @@ package datapath_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/safchain/ethtool"
+	"github.com/cilium/ebpf/rlimit"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
+	"github.com/xdp-cni/xdp-cni/internal/ethtool"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
 	"github.com/xdp-cni/xdp-cni/plugin/pins"
 	"github.com/xdp-cni/xdp-cni/tests"
@@ -25,6 +29,11 @@ import (
 func TestMain(m *testing.M) {
 	if step := os.Getenv(envKillStep); step != "" {
 		attachAndDie(step)
+	}
+	// below kernel 5.11 the programs of the tests would not load; TestMemlock is without
+	if err := rlimit.RemoveMemlock(); err != nil && os.Geteuid() == 0 {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
 	tests.Main(m)
 }
@@ -67,6 +76,23 @@ func (r *rig) newPod(name string, mode datapath.Mode, options tests.VethOptions)
 		Addresses:   []netip.Prefix{netip.MustParsePrefix("10.0.0.2/24"), netip.MustParsePrefix("fd00::2/64")},
 		Mode:        mode, Peers: 64,
 	}
+}
+
+// kernel is the features of this kernel.
+var kernel = sync.OnceValue(func() datapath.Features {
+	f, err := datapath.ProbeFeatures()
+	if err != nil {
+		panic(err)
+	}
+	return f
+})
+
+// tcx tells whether the datapath hooks tc by tcx links, rather than by clsact filters.
+func (r *rig) tcx() bool {
+	if r.features != nil {
+		return r.features.TCX
+	}
+	return kernel().TCX
 }
 
 // do runs fn with a datapath in the node's network namespace.
@@ -139,24 +165,26 @@ func (r *rig) hostState(name string) hostState {
 			s.qdiscs = append(s.qdiscs, q.Type())
 		}
 		slices.Sort(s.qdiscs)
-		tool, err := ethtool.NewEthtool()
-		if err != nil {
+		if s.gro, err = ethtool.GRO(name); err != nil {
 			return err
 		}
-		defer tool.Close()
-		features, err := tool.Features(name)
-		if err != nil {
-			return err
-		}
-		s.gro = features["rx-gro"]
-		channels, err := tool.GetChannels(name)
-		s.rxQueues = channels.RxCount
+		s.rxQueues, err = rxQueues(name)
 		return err
 	})
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	return s
+}
+
+// rxQueues returns how many RX queues a veth uses. Below kernel 5.14 that is as many as it has, and
+// it does not say (EOPNOTSUPP): 0.
+func rxQueues(name string) (uint32, error) {
+	channels, err := ethtool.GetChannels(name)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return 0, nil
+	}
+	return channels.Rx, err
 }
 
 func (s hostState) equal(o hostState) bool {
@@ -210,18 +238,15 @@ func eachVariant(t *testing.T, test func(t *testing.T, r *rig)) {
 			r := newRig(t, v.mode, tests.VethOptions{Queues: 2})
 			r.features = v.features
 			err := r.node.Do(func() error {
-				tool, err := ethtool.NewEthtool()
+				channels, err := ethtool.GetChannels(r.veth.HostName)
+				if errors.Is(err, unix.EOPNOTSUPP) {
+					return nil // below kernel 5.14 a veth uses all
+				}
 				if err != nil {
 					return err
 				}
-				defer tool.Close()
-				channels, err := tool.GetChannels(r.veth.HostName)
-				if err != nil {
-					return err
-				}
-				channels.RxCount = 1
-				_, err = tool.SetChannels(r.veth.HostName, channels)
-				return err
+				channels.Rx = 1
+				return ethtool.SetChannels(r.veth.HostName, channels)
 			})
 			if err != nil {
 				t.Fatal(err)

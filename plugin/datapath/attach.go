@@ -379,7 +379,7 @@ func (a *attaching) attachClsact(h hook, prog *ebpf.Program) error {
 		}
 	}
 	a.undo.Push("removing the filter of "+h.String(), func() error { return h.detach(a.dir, a.meta) })
-	if err := h.attachFilter(prog, a.HostIndex); err != nil {
+	if err := h.attachFilter(prog, a.host); err != nil {
 		return fmt.Errorf("adding a filter for %s: %w", h, err)
 	}
 	return nil

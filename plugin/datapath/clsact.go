@@ -65,15 +65,31 @@ func ingressQdisc(host netlink.Link) (string, error) {
 	return "", nil
 }
 
-// attachFilter attaches the program to the clsact qdisc, which must be there.
-func (h hook) attachFilter(prog *ebpf.Program, ifindex int) error {
-	return netlink.FilterAdd(&netlink.BpfFilter{
+// attachFilter attaches the program to the clsact qdisc, which must be there. A filter of ours
+// outlives its pins if somebody removes them by hand: then it is replaced.
+func (h hook) attachFilter(prog *ebpf.Program, host netlink.Link) error {
+	filter := &netlink.BpfFilter{
 		FilterAttrs: netlink.FilterAttrs{
-			LinkIndex: ifindex, Parent: h.filterParent(), Handle: filterHandle,
+			LinkIndex: host.Attrs().Index, Parent: h.filterParent(), Handle: filterHandle,
 			Priority: filterPriority, Protocol: unix.ETH_P_ALL,
 		},
 		Fd: prog.FD(), Name: filterName, DirectAction: true,
-	})
+	}
+	err := netlink.FilterAdd(filter)
+	if !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	all, listErr := netlink.FilterList(host, h.filterParent())
+	if listErr != nil {
+		return fmt.Errorf("listing the filters of %s: %w", host.Attrs().Name, listErr)
+	}
+	for _, other := range all {
+		f, ok := other.(*netlink.BpfFilter)
+		if ok && f.Priority == filterPriority && f.Handle == filterHandle && f.Name == filterName {
+			return netlink.FilterReplace(filter)
+		}
+	}
+	return err
 }
 
 // filters returns our filters at the hook: those with our name and priority and the program that

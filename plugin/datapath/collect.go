@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"sync"
 
 	"github.com/xdp-cni/xdp-cni/plugin/pins"
 )
@@ -113,6 +114,9 @@ func (d *Datapath) collectStaged(ctx context.Context) error {
 	return errs
 }
 
+// collectAtOnce is how many slots are freed at a time: each takes two threads while it waits.
+const collectAtOnce = 64
+
 // collectSlots frees slots whose attachment's pins somebody removed by hand.
 func (d *Datapath) collectSlots(ctx context.Context) error {
 	if pods, err := d.Root.Pods(); err != nil || len(pods) == 0 {
@@ -146,19 +150,25 @@ func (d *Datapath) collectSlots(ctx context.Context) error {
 			}
 			owners[m.owner] = true
 		}
-		var errs error
-		for _, slot := range taken {
+		// each waits for an RCU grace period, in which many can wait at once
+		var wait sync.WaitGroup
+		turns := make(chan struct{}, collectAtOnce)
+		errs := make([]error, len(taken))
+		for i, slot := range taken {
 			if owners[slot.Owner] {
 				continue
 			}
-			m := &Meta{HostIndex: int(slot.Ifindex), owner: slot.Owner}
-			if err := n.leaveOwnTables(m); err != nil {
-				errs = errors.Join(errs, err)
-				continue
-			}
-			errs = errors.Join(errs, n.freeSlot(m.HostIndex, m.owner))
+			turns <- struct{}{}
+			wait.Go(func() {
+				m := &Meta{HostIndex: int(slot.Ifindex), owner: slot.Owner}
+				if errs[i] = n.leaveOwnTables(m); errs[i] == nil {
+					errs[i] = n.freeSlot(m.HostIndex, m.owner)
+				}
+				<-turns
+			})
 		}
-		return errs
+		wait.Wait()
+		return errors.Join(errs...)
 	})
 }
 

@@ -124,14 +124,15 @@ func (n *node) replaceTables(slot uint32, with func(i int) *ebpf.Map, peers func
 		keys[i], fds[i] = n.tableIndex(t, slot), uint32(with(i).FD())
 	}
 	_, err := n.tables.BatchUpdate(keys, fds, nil)
-	if errors.Is(err, ebpf.ErrNotSupported) {
+	errs := make([]error, len(tables))
+	if errors.Is(err, ebpf.ErrNotSupported) { // maps of maps have batches from 5.19 on
 		err = nil
 		for i := range tables {
-			err = errors.Join(err, n.tables.Put(keys[i], fds[i]))
+			wait.Go(func() { errs[i] = n.tables.Put(keys[i], fds[i]) })
 		}
 	}
 	wait.Wait()
-	if err := errors.Join(err, peersErr); err != nil {
+	if err := errors.Join(append(errs, err, peersErr)...); err != nil {
 		return fmt.Errorf("entering the maps of slot %d: %w", slot, err)
 	}
 	return nil

@@ -4,13 +4,18 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
 	"github.com/xdp-cni/xdp-cni/bpf"
+	"github.com/xdp-cni/xdp-cni/plugin/datapath"
+	"github.com/xdp-cni/xdp-cni/tests"
 	"github.com/xdp-cni/xdp-cni/tests/priv"
 )
 
@@ -31,11 +36,40 @@ type rig struct {
 	spec *ebpf.CollectionSpec
 }
 
-// newRig loads the objects; without frags as for a kernel below 5.18.
+func TestMain(m *testing.M) {
+	// below kernel 5.11 the objects are too large for the limit; without root nothing is loaded
+	if err := rlimit.RemoveMemlock(); err != nil && os.Geteuid() == 0 {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	tests.Main(m)
+}
+
+// haveFrags tells whether the kernel has multi-buffer XDP; below 5.18 nothing else loads than what
+// the loader makes for such a kernel.
+func haveFrags(t testing.TB) bool {
+	t.Helper()
+	f, err := datapath.ProbeFeatures()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f.XDPFrags
+}
+
+// needFrags skips a test that is of multi-buffer XDP.
+func needFrags(t testing.TB) {
+	t.Helper()
+	priv.Root(t)
+	if !haveFrags(t) {
+		t.Skip("the kernel has no multi-buffer XDP (5.17 and older)")
+	}
+}
+
+// newRig loads the objects, as the loader does for this kernel; without frags as for one below 5.18.
 func newRig(t testing.TB, frags bool) *rig {
 	t.Helper()
 	priv.Root(t)
-	r := &rig{spec: loadSpec(t, frags)}
+	r := &rig{spec: loadSpec(t, frags && haveFrags(t))}
 	if err := r.spec.LoadAndAssign(&r.DatapathObjects, nil); err != nil {
 		t.Fatalf("loading the objects: %+v", err)
 	}
@@ -107,8 +141,7 @@ func (p *pod) counters(t testing.TB) (sum counters) {
 	values := make([]bpf.DatapathDatarec, records*cpus)
 	for d := range p.tables {
 		for table, m := range p.tables[d] {
-			var cursor ebpf.MapBatchCursor
-			n, err := m.BatchLookup(&cursor, keys, values, nil)
+			n, err := lookupAll(m, keys, values)
 			if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) || n != records {
 				t.Fatalf("reading a table: %d records, %v", n, err)
 			}
@@ -121,6 +154,30 @@ func (p *pod) counters(t testing.TB) (sum counters) {
 		}
 	}
 	return sum
+}
+
+// noBatches: the kernel has no batches of per-CPU arrays (5.12 and older).
+var noBatches atomic.Bool
+
+// lookupAll reads a whole table.
+func lookupAll(m *ebpf.Map, keys []uint32, values []bpf.DatapathDatarec) (int, error) {
+	if !noBatches.Load() {
+		var cursor ebpf.MapBatchCursor
+		n, err := m.BatchLookup(&cursor, keys, values, nil)
+		if !errors.Is(err, ebpf.ErrNotSupported) {
+			return n, err
+		}
+		noBatches.Store(true)
+	}
+	for i := range keys {
+		var cpus []bpf.DatapathDatarec
+		if err := m.Lookup(uint32(i), &cpus); err != nil {
+			return i, err
+		}
+		keys[i] = uint32(i)
+		copy(values[i*len(cpus):], cpus)
+	}
+	return len(keys), nil
 }
 
 // minus returns what was counted since before.
@@ -173,11 +230,15 @@ type hook struct {
 	pod       *pod
 }
 
-// newHooks loads the objects with and without frags and returns every program once, each with a
-// pod.
+// newHooks loads the objects with frags, if the kernel has them, and without, and returns every
+// program once, each with a pod.
 func newHooks(t testing.TB) []hook {
 	t.Helper()
-	frags, plain := newRig(t, true), newRig(t, false)
+	plain := newRig(t, false)
+	if !haveFrags(t) {
+		return plain.hooks(plain.addPod(t, loopback, loopback, 0))
+	}
+	frags := newRig(t, true)
 	p := frags.addPod(t, loopback, loopback, 0)
 	h := append(frags.hooks(p), plain.hooks(plain.addPod(t, loopback, loopback, 0))[0])
 	h[len(h)-1].name += " without frags"

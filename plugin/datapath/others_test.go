@@ -21,6 +21,7 @@ import (
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
 	"github.com/xdp-cni/xdp-cni/plugin/pins"
 	"github.com/xdp-cni/xdp-cni/tests"
+	"github.com/xdp-cni/xdp-cni/tests/priv"
 )
 
 // TestForeignXDPStays attaches where somebody else's XDP program is, by link and by netlink.
@@ -107,6 +108,10 @@ func programID(t *testing.T, prog *ebpf.Program) ebpf.ProgramID {
 // TestForeignTCStays: other programs at the tc hooks stay where they are, ours is before them on
 // the way from the pod and behind them on the way to it.
 func TestForeignTCStays(t *testing.T) {
+	priv.Root(t)
+	if !kernel().TCX {
+		t.Skip("this kernel has no tcx: TestForeignFilterStays is what there is to test")
+	}
 	r := newRig(t, datapath.ModeTCX, vethDefault)
 	theirs := bareTC(t)
 	for _, hook := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
@@ -195,6 +200,9 @@ func TestIngressQdisc(t *testing.T) {
 		t.Errorf("attach by clsact: %v", err)
 	}
 	r.expectUnchanged(before)
+	if !kernel().TCX {
+		return
+	}
 	r.features = nil
 	r.mustAttach(r.opts)
 	// tcx goes with it, and takes the place of generic XDP, which would see packets twice
@@ -250,11 +258,14 @@ func TestNativeLimits(t *testing.T) {
 	t.Run("MTU without frags", func(t *testing.T) {
 		r := newRig(t, datapath.ModeNative, tests.VethOptions{MTU: 9000})
 		before := r.world()
-		r.features = &datapath.Features{TCX: true}
+		r.features = &datapath.Features{TCX: kernel().TCX}
 		if err := r.attach(r.opts); !errors.Is(err, datapath.ErrUnsupported) || !strings.Contains(err.Error(), "MTU") {
 			t.Errorf("attach: %v", err)
 		}
 		r.expectUnchanged(before)
+		if !kernel().XDPFrags {
+			return
+		}
 		r.features = nil
 		r.mustAttach(r.opts) // with frags it goes
 		r.mustDetach(r.opts)

@@ -27,6 +27,9 @@ const loopback = 1
 // ProbeFeatures asks the kernel, in well under a millisecond.
 func ProbeFeatures() (Features, error) {
 	var f Features
+	if err := liftMemlock(); err != nil {
+		return f, err
+	}
 	// an unknown attach type is EINVAL (bpf_prog_query() in kernel/bpf/syscall.c)
 	_, err := link.QueryPrograms(link.QueryOptions{Target: loopback, Attach: ebpf.AttachTCXIngress})
 	switch {

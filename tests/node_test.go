@@ -152,7 +152,7 @@ func TestObjectsSeesAMapComeAndGo(t *testing.T) {
 		t.Fatal(err)
 	}
 	difference := before.Diff(during)
-	if !slices.Contains(difference.Maps, id) || !strings.Contains(difference.String(), `"tests_map"`) {
+	if !slices.Contains(difference.Maps, id) || !strings.Contains(difference.String(), `"foreign"`) {
 		t.Errorf("difference: %s, want map %d", difference, id)
 	}
 	if err := WaitNoNew(t.Context(), before, 50*time.Millisecond); err == nil {
@@ -166,7 +166,7 @@ func TestObjectsSeesAMapComeAndGo(t *testing.T) {
 
 func newMap(t *testing.T) *ebpf.Map {
 	t.Helper()
-	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: "tests_map", Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: "foreign", Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,151 @@
+// Command bench measures what the plugin costs, and prints Markdown tables: ADD and DEL against other chained plugins,
+// where the time of an ADD goes, a packet in the programs, and traffic between pods. It needs root and Go; `make bench`
+// runs it, in about ten minutes.
+//
+// Whatever is compared takes turns in one run (A B A B ...), and figures are medians: of the rounds, and of the ratios
+// and differences within each round. What the issue expects stands beside what was measured. A machine that is busy
+// with something else misses expectations; that is reported, and is no failure.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/xdp-cni/xdp-cni/tests"
+)
+
+// timeLimit is for all of a run; one takes about half of it.
+const timeLimit = 20 * time.Minute
+
+// bench is one run.
+type bench struct {
+	out   io.Writer
+	short bool
+}
+
+// rounds is how often everything is measured: n times, or a third of it when the run is to be short.
+func (b *bench) rounds(n int) int {
+	if b.short {
+		return max(n/3, 3)
+	}
+	return n
+}
+
+// section is a part of the run that can be had alone.
+type section struct {
+	name, about string
+	run         func(*bench, context.Context) error
+}
+
+var sections = []section{
+	{"chain", "ADD and DEL against other chained plugins, and where the time of ADD goes", (*bench).chain},
+	{"packet", "what a packet costs in the programs, over one that only passes it", (*bench).packet},
+	{"traffic", "TCP and UDP between two pods, against the same without the plugin", (*bench).traffic},
+}
+
+func main() {
+	if os.Getenv(phasesEnv) != "" {
+		if err := reportPhases(context.Background()); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	short := flag.Bool("short", false, "a third of the rounds, for a first look")
+	only := flag.String("only", "", "run one section: "+strings.Join(sectionNames(), ", "))
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	ctx, cancel := context.WithTimeout(ctx, timeLimit)
+	err := run(ctx, &bench{out: os.Stdout, short: *short}, *only, flag.Args())
+	cancel()
+	stop()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "\nbench: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+func sectionNames() []string {
+	names := make([]string, len(sections))
+	for i, s := range sections {
+		names[i] = s.name
+	}
+	return names
+}
+
+func run(ctx context.Context, b *bench, only string, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("unexpected argument %q", args[0])
+	}
+	if only != "" && !slices.Contains(sectionNames(), only) {
+		return fmt.Errorf("no section %q: there are %s", only, strings.Join(sectionNames(), ", "))
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("needs root: it makes network namespaces and loads BPF programs")
+	}
+	if _, err := tests.Build(ctx); err != nil {
+		return err
+	}
+	before, err := tests.Objects()
+	if err != nil {
+		return err
+	}
+	if err := b.describeMachine(); err != nil {
+		return err
+	}
+	for _, s := range sections {
+		if only != "" && only != s.name {
+			continue
+		}
+		fmt.Fprintf(b.out, "\n## %s: %s\n", s.name, s.about)
+		if err := b.measured(func() error { return s.run(b, ctx) }); err != nil {
+			return errors.Join(fmt.Errorf("%s: %w", s.name, err), leftovers(before))
+		}
+	}
+	return leftovers(before)
+}
+
+// leftovers returns an error if the kernel holds BPF objects that it did not hold before.
+func leftovers(before tests.Snapshot) error {
+	// the run's own context may be over
+	return tests.WaitNoNew(context.Background(), before, 10*time.Second)
+}
+
+// onNode makes a node and measures on it. Pins that are left are an error, unless it was interrupted: then they are
+// removed with all else.
+func onNode(ctx context.Context, measure func(*tests.Node) error) (err error) {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	node, err := tests.NewNode(tests.WithoutIPv6())
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, node.Purge())
+		}
+		err = errors.Join(err, node.Close())
+	}()
+	return measure(node)
+}
+
+// pause waits, and returns an error when the run is over before that.
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(d):
+		return nil
+	}
+}

@@ -9,9 +9,9 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/containernetworking/cni/pkg/types"
 
+	"github.com/xdp-cni/xdp-cni/internal/pins"
 	"github.com/xdp-cni/xdp-cni/plugin/attachment"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
-	"github.com/xdp-cni/xdp-cni/plugin/pins"
 )
 
 // The plugin's own error codes (CNI SPEC, section "Error": 100 and up are for plugins).

@@ -12,9 +12,9 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/containernetworking/cni/pkg/types"
 
+	"github.com/xdp-cni/xdp-cni/internal/pins"
 	"github.com/xdp-cni/xdp-cni/plugin/attachment"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
-	"github.com/xdp-cni/xdp-cni/plugin/pins"
 	"github.com/xdp-cni/xdp-cni/tests/priv"
 )
 

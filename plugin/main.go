@@ -12,9 +12,9 @@ import (
 	"github.com/containernetworking/cni/pkg/version"
 
 	"github.com/xdp-cni/xdp-cni/conf"
+	"github.com/xdp-cni/xdp-cni/internal/pins"
 	"github.com/xdp-cni/xdp-cni/internal/release"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
-	"github.com/xdp-cni/xdp-cni/plugin/pins"
 )
 
 func main() {

@@ -12,8 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/xdp-cni/xdp-cni/internal/pins"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
-	"github.com/xdp-cni/xdp-cni/plugin/pins"
 )
 
 var update = flag.Bool("update", false, "write the golden files instead of comparing with them")

@@ -14,9 +14,9 @@ import (
 	"github.com/cilium/ebpf/features"
 	"golang.org/x/sys/unix"
 
+	"github.com/xdp-cni/xdp-cni/internal/pins"
 	"github.com/xdp-cni/xdp-cni/internal/release"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
-	"github.com/xdp-cni/xdp-cni/plugin/pins"
 )
 
 // facts are what doctor judges. An error stands for "no", with the reason.

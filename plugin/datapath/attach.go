@@ -17,7 +17,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/xdp-cni/xdp-cni/bpf"
-	"github.com/xdp-cni/xdp-cni/plugin/pins"
+	"github.com/xdp-cni/xdp-cni/internal/pins"
 	"github.com/xdp-cni/xdp-cni/plugin/undo"
 )
 

@@ -14,7 +14,7 @@ import (
 
 	"github.com/xdp-cni/xdp-cni/bpf"
 	"github.com/xdp-cni/xdp-cni/internal/ethtool"
-	"github.com/xdp-cni/xdp-cni/plugin/pins"
+	"github.com/xdp-cni/xdp-cni/internal/pins"
 )
 
 // Check returns nil if the attachment is as Attach made it for these options, else ErrNotFound,

@@ -9,7 +9,7 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/xdp-cni/xdp-cni/plugin/pins"
+	"github.com/xdp-cni/xdp-cni/internal/pins"
 )
 
 // DefaultLockTimeout is how long an operation waits for another one's lock. Under it a lock is

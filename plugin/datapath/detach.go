@@ -8,7 +8,7 @@ import (
 	"os"
 	"sync"
 
-	"github.com/xdp-cni/xdp-cni/plugin/pins"
+	"github.com/xdp-cni/xdp-cni/internal/pins"
 )
 
 // Detach takes an attachment down, whatever state it is in; one that is not there is no error.

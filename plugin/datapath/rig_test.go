@@ -20,8 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/xdp-cni/xdp-cni/internal/ethtool"
+	"github.com/xdp-cni/xdp-cni/internal/pins"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
-	"github.com/xdp-cni/xdp-cni/plugin/pins"
 	"github.com/xdp-cni/xdp-cni/tests"
 	"github.com/xdp-cni/xdp-cni/tests/priv"
 )

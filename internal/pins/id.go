@@ -20,7 +20,16 @@ const (
 // container ID and interface name. A name that would be too long is the SHA-256 of what it would
 // have been.
 func ID(containerID, ifname string) string {
-	id := escape(containerID) + idSeparator + escape(ifname)
+	return fit(escape(containerID) + idSeparator + escape(ifname))
+}
+
+// NetworkID returns the name of a network's directory, written as [ID] writes the parts of one.
+// Two networks never have the same.
+func NetworkID(network string) string { return fit(escape(network)) }
+
+// fit returns id if it may be a file's name, else its hash: idHashed is in nothing that escape
+// returns.
+func fit(id string) string {
 	if len(id) <= maxName {
 		return id
 	}

@@ -92,3 +92,6 @@ func sameFile(f *os.File, path string) bool {
 	want, err := os.Stat(path)
 	return err == nil && os.SameFile(have, want)
 }
+
+// Holds tells whether what is locked is still what is at path.
+func (l *Lock) Holds(path string) bool { return sameFile(l.dir, path) }

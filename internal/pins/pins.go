@@ -1,4 +1,4 @@
-// Package pins lays out what the plugin keeps under bpffs, and serialises who changes it. It
+// Package pins lays out what the plugins keep under bpffs, and serialises who changes it. It
 // knows directories and locks, not what the maps in them mean.
 //
 //	<root>/                 "bpffs" in the configuration; its lock is the node's lock
@@ -7,6 +7,7 @@
 //	    pods/<id>/          an attachment, always whole
 //	    staging/<id>/       an attachment on its way in or out
 //	    staging/node/       the node's objects on their way in or out
+//	    ipam/<network>/     the leases of a network
 package pins
 
 import (
@@ -50,6 +51,21 @@ func (r Root) Pod(id string) string { return filepath.Join(r.layout(), "pods", i
 // Staged is the directory of an attachment that is being made or taken down.
 func (r Root) Staged(id string) string { return filepath.Join(r.layout(), "staging", id) }
 
+// Leases is the directory of a network's leases.
+func (r Root) Leases(network string) string {
+	return filepath.Join(r.layout(), "ipam", NetworkID(network))
+}
+
+// LeaseDirs lists the directories of all networks' leases, sorted.
+func (r Root) LeaseDirs() ([]string, error) {
+	parent := filepath.Join(r.layout(), "ipam")
+	names, err := list(parent)
+	for i, name := range names {
+		names[i] = filepath.Join(parent, name)
+	}
+	return names, err
+}
+
 // Pods lists the IDs of the published attachments, sorted. No root means no attachments.
 func (r Root) Pods() ([]string, error) {
 	return list(filepath.Join(r.layout(), "pods"))
@@ -73,7 +89,7 @@ func list(dir string) ([]string, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("listing attachments: %w", err)
+		return nil, fmt.Errorf("listing %s: %w", dir, err)
 	}
 	names := make([]string, 0, len(entries))
 	for _, entry := range entries {

@@ -30,6 +30,18 @@ func TestID(t *testing.T) {
 	}
 }
 
+func TestNetworkID(t *testing.T) {
+	for network, want := range map[string]string{"pods": "pods", "a.b_c": "a_2eb_5fc"} {
+		if got := NetworkID(network); got != want {
+			t.Errorf("NetworkID(%q) = %q, want %q", network, got, want)
+		}
+	}
+	long := strings.Repeat("a.", 120)
+	if a, b := NetworkID(long+"x"), NetworkID(long+"y"); a == b || len(a) > maxName {
+		t.Errorf("long IDs: %q and %q", a, b)
+	}
+}
+
 // FuzzID looks for two attachments with one name, and for names that bpffs refuses.
 func FuzzID(f *testing.F) {
 	f.Add("abc", "eth0", "abc_", "eth0")

@@ -32,6 +32,7 @@ verify: generate ## check that generated files are up to date, and formats and l
 
 build: ## build the static binaries into bin/
 	$(GOBUILD) -o bin/xdp ./plugin
+	$(GOBUILD) -o bin/xdp-ipam ./ipam
 	$(GOBUILD) -o bin/xdpctl ./cmd/xdpctl
 
 test: build ## build and run every test (root)

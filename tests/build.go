@@ -31,6 +31,9 @@ type Binaries struct {
 // Plugin is the path of our chained plugin.
 func (b Binaries) Plugin() string { return filepath.Join(b.Dir, "xdp") }
 
+// IPAM is the path of our IPAM plugin.
+func (b Binaries) IPAM() string { return filepath.Join(b.Dir, "xdp-ipam") }
+
 // Xdpctl is the path of the command-line tool.
 func (b Binaries) Xdpctl() string { return filepath.Join(b.Dir, "xdpctl") }
 
@@ -90,6 +93,7 @@ func BuildOurs(ctx context.Context) (Binaries, error) {
 	buildOursOnce.Do(func() {
 		buildOursErr = errors.Join(
 			goBuild(ctx, b.Plugin(), "./plugin"),
+			goBuild(ctx, b.IPAM(), "./ipam"),
 			goBuild(ctx, b.Xdpctl(), "./cmd/xdpctl"))
 	})
 	return b, buildOursErr

@@ -70,6 +70,14 @@ func (n *Node) hostLocal(families Families, v4, v6 string) Conf {
 	return Conf{"type": "host-local", "dataDir": n.DataDir, "ranges": ranges}
 }
 
+// Leases configures our IPAM plugin, as the "ipam" of a main plugin, with its pins in the node's bpffs and subnets of
+// that node. Overrides are as with Bridge.
+func (n *Node) Leases(families Families, overrides ...Conf) Conf {
+	conf := n.hostLocal(families, "10.244.0.0/24", "fd00:10:244::/64")
+	conf["type"], conf["bpffs"] = "xdp-ipam", n.BPFFS
+	return override(conf, overrides)
+}
+
 func override(conf Conf, overrides []Conf) Conf {
 	for _, o := range overrides {
 		maps.Copy(conf, o)

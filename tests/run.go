@@ -19,7 +19,12 @@ type Output struct {
 // CNI_PATH to the node's, and the rest of CNI_* from the pod, if there is one. Entries of env ("KEY=value") come last
 // and win. The command is to be started by Start or Run.
 func (n *Node) PluginCommand(ctx context.Context, command string, pod *Pod, stdin string, env ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, n.Binaries.Plugin())
+	return n.Command(ctx, n.Binaries.Plugin(), command, pod, stdin, env...)
+}
+
+// Command is PluginCommand for the plugin at path.
+func (n *Node) Command(ctx context.Context, path, command string, pod *Pod, stdin string, env ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, path)
 	cmd.Stdin = strings.NewReader(stdin)
 	cmd.Env = append(os.Environ(),
 		"CNI_COMMAND="+command,

@@ -42,7 +42,7 @@ func judge(f *facts) []check {
 	checks = append(checks, f.checkProgramTypes(), f.checkLinks(), f.checkTCX(), f.checkFrags(), f.checkJIT(),
 		f.checkBPFFS(), f.checkLayout(), f.checkNode(), f.checkReady())
 	checks = append(checks, f.checkAttachments()...)
-	return append(checks, f.checkStale())
+	return append(checks, f.checkStale(), f.checkLeases())
 }
 
 func (f *facts) checkPrivileges() check {

@@ -36,6 +36,11 @@ func TestUsage(t *testing.T) {
 		{"peers a --top many", "invalid argument"},
 		{"doctor x", `unknown command "x" for "xdpctl doctor"`},
 		{"gc --dry-run x", `unknown command "x" for "xdpctl gc"`},
+		{"ipam lst", `unknown command "lst" for "xdpctl ipam"`},
+		{"ipam list a b", "accepts at most 1 arg(s), received 2"},
+		{"ipam release pods", "requires at least 2 arg(s), only received 1"},
+		{"ipam release pods x", `"x" is no address`},
+		{"ipam import", "accepts 1 arg(s), received 0"},
 		{"version x", `unknown command "x" for "xdpctl version"`},
 	} {
 		status, stdout, stderr := xdpctl(t.Context(), append(strings.Fields(test.args), "--bpffs", t.TempDir())...)
@@ -60,6 +65,10 @@ func TestNothingThere(t *testing.T) {
 		{"stats -o wide", "", "There are no attachments"},
 		{"stats -o json", "[]\n", ""},
 		{"stats -o yaml", "[]\n", ""},
+		{"ipam list", "", "There are no leases"},
+		{"ipam list -o json", "[]\n", ""},
+		{"ipam show", "", "There are no leases"},
+		{"ipam show -o json", "[]\n", ""},
 		{"stats --watch=10ms --count=2 -o json", "[]\n[]\n", ""},
 		{"stats --watch 10ms --count 2 -o yaml", "---\n[]\n---\n[]\n", ""},
 	} {

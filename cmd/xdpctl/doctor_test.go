@@ -52,6 +52,10 @@ func TestJudge(t *testing.T) {
 		{"the others", func(f *facts) { f.attachments[3].verify = broken }, "attachments", statusOK, "3 intact"},
 		{"unreadable", func(f *facts) { f.attachmentErr = broken }, "attachments", statusFail, "broken"},
 		{"stale", func(f *facts) { f.attachments[0].stale = true }, "stale", statusWarn, "xdpctl gc"},
+		{"no leases", func(f *facts) { f.leases = leaseFacts{} }, "leases", statusOK, "no address"},
+		{"leases", func(*facts) {}, "leases", statusOK, "3 in 1 networks"},
+		{"leases unreadable", func(f *facts) { f.leases.err = broken }, "leases", statusFail, "broken"},
+		{"not leased", func(f *facts) { f.leases.wrong = []string{"demo/server has 10.88.0.3"} }, "leases", statusFail, "demo/server has 10.88.0.3"},
 		{"killed", func(f *facts) { f.abandoned = []string{"x"} }, "stale", statusWarn, "killed"},
 	} {
 		f := goodFacts()

@@ -48,6 +48,8 @@ func TestGolden(t *testing.T) {
 	}
 	peers := newPeersReport(list[0].Meta, samplePeers(), 0)
 	collected := newGCReport(true, list[:1])
+	imported := sampleImport()
+	networks := sampleNetworks()
 	version := versionReport{Release: "v0.1.0", Layout: pins.Version, BPFFS: "/sys/fs/bpf/xdp-cni", Node: newNodeReport(sampleNode())}
 	for _, result := range []struct {
 		name   string
@@ -60,6 +62,9 @@ func TestGolden(t *testing.T) {
 		{"stats-watch", watched, func(s style) string { return statsTable(watched, s) }, nil},
 		{"peers", peers, func(s style) string { return peersTable(&peers, s) }, nil},
 		{"gc", collected, func(s style) string { return gcTable(&collected, s) }, nil},
+		{"ipam-list", imported.Imported, func(s style) string { return leasesTable(imported.Imported, s, now) }, []format{formatWide}},
+		{"ipam-show", networks, func(style) string { return networksTable(networks) }, nil},
+		{"ipam-import", imported, func(s style) string { return importTable(imported, s, now) }, nil},
 		{"version", version, func(style) string { return versionText(&version, true, now) }, nil},
 		{"doctor", newDoctorReport(goodFacts()), func(style) string { return doctorText(newDoctorReport(goodFacts())) }, nil},
 		{"doctor-bad", newDoctorReport(badFacts()), func(style) string { return doctorText(newDoctorReport(badFacts())) }, nil},
@@ -166,8 +171,8 @@ func fieldPaths(value any, path string, to map[string]bool) {
 	switch value := value.(type) {
 	case []any:
 		for _, element := range value {
-			if path == "" || path == "removed" {
-				fieldPaths(element, "", to) // one of several attachments
+			if path == "" || path == "removed" || path == "imported" || path == "skipped" {
+				fieldPaths(element, "", to) // one of several attachments or leases
 			} else {
 				fieldPaths(element, path+"[]", to)
 			}

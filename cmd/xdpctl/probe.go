@@ -45,6 +45,7 @@ type facts struct {
 	attachments   []attachmentFacts
 	attachmentErr error
 	abandoned     []string // in staging, for longer than an operation takes
+	leases        leaseFacts
 }
 
 type attachmentFacts struct {
@@ -77,6 +78,7 @@ func gather(ctx context.Context, d *datapath.Datapath) *facts {
 	f.node, f.nodeErr = d.NodeInfo()
 	f.ready = d.Ready(datapath.ReadyOptions{Mode: datapath.ModeGeneric})
 	f.probeAttachments(ctx, d)
+	f.leases = probeLeases(d.Root, f.attachments)
 	return f
 }
 

@@ -130,7 +130,7 @@ func newRootCommand(s streams) *cobra.Command {
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formatNames(), cobra.ShellCompDirectiveNoFileComp))
 
 	root.AddCommand(newPodsCommand(o), newStatsCommand(o), newPeersCommand(o),
-		newDoctorCommand(o), newGCCommand(o), newVersionCommand(o))
+		newIPAMCommand(o), newDoctorCommand(o), newGCCommand(o), newVersionCommand(o))
 	return root
 }
 

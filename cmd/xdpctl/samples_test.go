@@ -3,12 +3,14 @@ package main
 import (
 	"errors"
 	"io/fs"
+	"math"
 	"net/netip"
 	"time"
 
 	"github.com/cilium/ebpf"
 
 	"github.com/xdp-cni/xdp-cni/bpf"
+	"github.com/xdp-cni/xdp-cni/ipam/leases"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
 )
 
@@ -119,12 +121,39 @@ func sampleNode() *datapath.NodeInfo {
 	}
 }
 
+func sampleImport() *importReport {
+	known := knownPods{
+		names: map[leases.Owner]pod{{ContainerID: serverID, IfName: "eth0"}: {"demo", "server", "5b1f0d6e-0000-4000-8000-000000000002"}},
+		inUse: map[netip.Addr]bool{netip.MustParseAddr("10.88.0.3"): true, netip.MustParseAddr("10.88.0.9"): true},
+	}
+	lease := func(address, containerID, ifname string) leaseReport {
+		return known.report("pods", leases.Lease{
+			Address: netip.MustParseAddr(address), Owner: leases.Owner{ContainerID: containerID, IfName: ifname}, Time: made,
+		})
+	}
+	return &importReport{
+		Imported: []leaseReport{lease("10.88.0.3", serverID, "eth0"), lease("10.88.0.9", "", ""), lease("fd00::3", podmanID, "eth0")},
+		Skipped:  []skipReport{{lease("10.88.0.4", podmanID, "net1"), "no interface has the address"}},
+	}
+}
+
+func sampleNetworks() []networkReport {
+	return []networkReport{
+		{Network: "empty", Leases: 2, Sets: []setReport{}},
+		{Network: "pods", Leases: 3, Sets: []setReport{
+			{Used: 2, Usable: 253, Last: "10.88.0.9", Ranges: []rangeReport{{"10.88.0.1", "10.88.0.254", "10.88.0.0/24", "10.88.0.1", 2}}},
+			{Used: 1, Usable: math.MaxUint64, Ranges: []rangeReport{{"fd00::1", "fd00::ffff:ffff:ffff:ffff", "fd00::/64", "fd00::1", 1}}},
+		}},
+	}
+}
+
 // goodFacts are those of a node where all is well.
 func goodFacts() *facts {
 	f := &facts{
 		release: "v0.1.0", kernel: "6.18.0", features: datapath.Features{TCX: true, XDPFrags: true},
 		jitted: true, jitSysctl: "1", root: "/sys/fs/bpf/xdp-cni", rootIsThere: true, mounted: true, node: sampleNode(),
 	}
+	f.leases = leaseFacts{networks: 1, leases: 3}
 	for _, a := range sampleAttachments() {
 		f.attachments = append(f.attachments, attachmentFacts{Attachment: a})
 	}

@@ -3,6 +3,7 @@ package integration
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"testing"
 
 	"github.com/xdp-cni/xdp-cni/tests"
@@ -41,6 +42,17 @@ func TestLeasesOfPods(t *testing.T) {
 				}
 				if err := w.GC(t.Context(), server); err != nil {
 					t.Errorf("GC: %v", err)
+				}
+				if version == "1.1.0" {
+					// one that its runtime has forgotten: no DEL comes for it, only GC
+					lost := tests.MustPod(t, n, "lost")
+					tests.MustAdd(t, w, lost)
+					if err := os.RemoveAll(n.CacheDir); err != nil {
+						t.Fatal(err)
+					}
+					if err := w.GC(t.Context(), server); err != nil {
+						t.Errorf("GC of what is in no cache: %v", err)
+					}
 				}
 				all := leasesOf(t, n, "net")
 				if len(all) != 2 || all[server.IPv4()].ContainerID != server.ContainerID {

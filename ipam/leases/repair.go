@@ -153,14 +153,16 @@ func (s *Store) index() error {
 	if err != nil {
 		return err
 	}
-	if err := reindex(s, &s.owners, holdings); err != nil {
+	if err := reindex(s, &s.owners, holdings, s.leases.MaxEntries()); err != nil {
 		return err
 	}
-	return reindex(s, &s.taken, blocks)
+	// where leases lie close together, a few blocks have all of them
+	return reindex(s, &s.taken, blocks, s.leases.MaxEntries()/(addrs.BlockSize/16))
 }
 
-func reindex[K comparable, V any](s *Store, t *table, entries map[K]*V) error {
-	m, err := s.newMap(t.name, min(max(s.leases.MaxEntries(), uint32(len(entries))), s.Most))
+// reindex puts a map of these entries in a table's place, with room for so many.
+func reindex[K comparable, V any](s *Store, t *table, entries map[K]*V, room uint32) error {
+	m, err := s.newMap(t.name, min(max(room, uint32(len(entries)), 1), s.Most))
 	if err != nil {
 		return err
 	}

@@ -2,7 +2,10 @@ package leases
 
 import (
 	"net/netip"
+	"path/filepath"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/xdp-cni/xdp-cni/internal/pins"
 	"github.com/xdp-cni/xdp-cni/ipam/addrs"
@@ -21,13 +24,16 @@ func TestMain(m *testing.M) {
 func newOptions(t *testing.T) Options {
 	t.Helper()
 	priv.Root(t)
-	n := tests.MustNode(t)
+	dir := t.TempDir()
+	if err := unix.Mount("bpf", dir, "bpf", 0, ""); err != nil {
+		t.Fatalf("mount a bpffs: %v", err)
+	}
 	t.Cleanup(func() {
-		if err := n.Purge(); err != nil {
-			t.Error(err)
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Errorf("unmount the bpffs: %v", err)
 		}
 	})
-	return Options{Root: pins.NewRoot(n.BPFFS), Network: "test.net"}
+	return Options{Root: pins.NewRoot(filepath.Join(dir, "root")), Network: "test.net"}
 }
 
 func set(t *testing.T, subnet string) addrs.Set {

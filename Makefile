@@ -40,6 +40,7 @@ test: build ## build and run every test (root)
 
 bench: build ## measure, and print tables of ratios (root; bounded, about 10 minutes)
 	go run ./tests/bench
+	go run ./tests/bench/ipam
 
 demo: build ## two pods on a bridge, traffic, statistics, and nothing left (root)
 	go run ./tests/demo

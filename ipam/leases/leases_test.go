@@ -16,7 +16,7 @@ import (
 
 func TestAllocate(t *testing.T) {
 	o := newOptions(t)
-	sets := []addrs.Set{set(t, "10.9.0.0/29"), set(t, "fd09::/64")}
+	sets := []addrs.Set{set("10.9.0.0/29"), set("fd09::/64")}
 	for i := range 5 {
 		want := []netip.Addr{addr(fmt.Sprintf("10.9.0.%d", i+2)), addr(fmt.Sprintf("fd09::%d", i+2))}
 		if got := mustAllocate(t, o, fmt.Sprint(i), sets); !slices.Equal(got, want) {
@@ -53,7 +53,7 @@ func TestAllocate(t *testing.T) {
 // TestNotAtOnce: a freed address comes again only after all others.
 func TestNotAtOnce(t *testing.T) {
 	o := newOptions(t)
-	sets := []addrs.Set{set(t, "10.9.0.0/28")}
+	sets := []addrs.Set{set("10.9.0.0/28")}
 	var got []netip.Addr
 	for range 26 {
 		got = append(got, mustAllocate(t, o, "loop", sets)[0])
@@ -68,7 +68,7 @@ func TestNotAtOnce(t *testing.T) {
 
 func TestRequested(t *testing.T) {
 	o := newOptions(t)
-	sets := []addrs.Set{set(t, "10.9.0.0/24"), set(t, "fd09::/64")}
+	sets := []addrs.Set{set("10.9.0.0/24"), set("fd09::/64")}
 	if got := mustAllocate(t, o, "a", sets, addr("fd09::77"), addr("10.9.0.7")); !slices.Equal(got, []netip.Addr{addr("10.9.0.7"), addr("fd09::77")}) {
 		t.Errorf("requested both: %v", got)
 	}
@@ -100,7 +100,7 @@ func TestRequested(t *testing.T) {
 // TestRaceWithoutLock: processes that hold no lock do not take one address twice.
 func TestRaceWithoutLock(t *testing.T) {
 	o := newOptions(t)
-	sets := []addrs.Set{set(t, "10.9.0.0/22")}
+	sets := []addrs.Set{set("10.9.0.0/22")}
 	const workers, each = 8, 120
 	var (
 		stores []*Store
@@ -147,7 +147,7 @@ func TestRaceWithoutLock(t *testing.T) {
 func TestGrows(t *testing.T) {
 	o := newOptions(t)
 	o.Entries, o.Most = 2, 32
-	sets := []addrs.Set{set(t, "10.9.0.0/24")}
+	sets := []addrs.Set{set("10.9.0.0/24")}
 	for i := range 32 {
 		mustAllocate(t, o, fmt.Sprint(i), sets)
 	}
@@ -169,7 +169,7 @@ func TestGrows(t *testing.T) {
 
 func TestCollect(t *testing.T) {
 	o := newOptions(t)
-	sets := []addrs.Set{set(t, "10.9.0.0/24"), set(t, "fd09::/64")}
+	sets := []addrs.Set{set("10.9.0.0/24"), set("fd09::/64")}
 	for _, name := range []string{"a", "b", "c"} {
 		mustAllocate(t, o, name, sets)
 	}
@@ -219,7 +219,7 @@ func TestExisting(t *testing.T) {
 // TestRemovedMeanwhile: who holds the lock of a directory that somebody removes hands out nothing.
 func TestRemovedMeanwhile(t *testing.T) {
 	o := newOptions(t)
-	sets := []addrs.Set{set(t, "10.9.0.0/24")}
+	sets := []addrs.Set{set("10.9.0.0/24")}
 	with(t, o, func(s *Store) {
 		if err := os.RemoveAll(o.Root.Leases(o.Network)); err != nil {
 			t.Fatal(err)

@@ -20,7 +20,7 @@ import (
 func TestLostPins(t *testing.T) {
 	o := newOptions(t)
 	o.Entries = 4
-	sets := []addrs.Set{set(t, "10.9.0.0/26"), set(t, "fd09::/64")}
+	sets := []addrs.Set{set("10.9.0.0/26"), set("fd09::/64")}
 	random := rand.New(rand.NewPCG(5, 6))
 	has := map[string][]netip.Addr{}
 	for i := range 600 {
@@ -78,7 +78,7 @@ func sorted(list []netip.Addr) []netip.Addr {
 // it has again, the rest is freed once it is not in use.
 func TestAllLost(t *testing.T) {
 	o := newOptions(t)
-	sets := []addrs.Set{set(t, "10.9.0.0/29")} // .2 to .6
+	sets := []addrs.Set{set("10.9.0.0/29")} // .2 to .6
 	surveys := 0
 	found := Survey{
 		Attachments: []Lease{{addr("10.9.0.2"), owned("known"), time.Now()}},
@@ -126,7 +126,7 @@ func TestAllLost(t *testing.T) {
 func TestSurveyFails(t *testing.T) {
 	o := newOptions(t)
 	o.Survey = func() (Survey, error) { return Survey{}, os.ErrPermission }
-	sets := []addrs.Set{set(t, "10.9.0.0/29")}
+	sets := []addrs.Set{set("10.9.0.0/29")}
 	if got, err := allocate(t, o, "a", sets); !errors.Is(err, os.ErrPermission) {
 		t.Errorf("given %v, %v", got, err)
 	}
@@ -136,7 +136,7 @@ func TestSurveyFails(t *testing.T) {
 
 func TestImport(t *testing.T) {
 	o := newOptions(t)
-	sets := []addrs.Set{set(t, "10.9.0.0/24")}
+	sets := []addrs.Set{set("10.9.0.0/24")}
 	o.Survey = func() (Survey, error) {
 		return Survey{InUse: map[netip.Addr]bool{addr("10.9.0.3"): true}}, nil
 	}

@@ -21,7 +21,7 @@ func TestMain(m *testing.M) {
 }
 
 // newOptions are those of a network in a bpffs of its own.
-func newOptions(t *testing.T) Options {
+func newOptions(t testing.TB) Options {
 	t.Helper()
 	priv.Root(t)
 	dir := t.TempDir()
@@ -36,8 +36,7 @@ func newOptions(t *testing.T) Options {
 	return Options{Root: pins.NewRoot(filepath.Join(dir, "root")), Network: "test.net"}
 }
 
-func set(t *testing.T, subnet string) addrs.Set {
-	t.Helper()
+func set(subnet string) addrs.Set {
 	p := netip.MustParsePrefix(subnet)
 	last := addrs.LastOf(p)
 	if last.Is4() {

@@ -86,6 +86,9 @@ type Config struct {
 	BPFFS string `json:"bpffs"`
 	// Stats chooses the optional counters.
 	Stats Stats `json:"stats"`
+	// Filter is the packet filter of every pod of the network that has none of
+	// its own; nil for none. See [Config.PodFilter].
+	Filter *Filter `json:"filter"`
 	// LogFile is the absolute path of the file to which the log is appended;
 	// empty for stderr.
 	LogFile string `json:"logFile"`
@@ -101,6 +104,29 @@ type Config struct {
 	// list if the list is empty: in the first case nothing is known of what
 	// is alive, in the second nothing is alive.
 	ValidAttachments *[]types.GCAttachment `json:"cni.dev/valid-attachments"`
+	// RuntimeConfig is what the runtime has for this pod, of the capabilities
+	// that the configuration declares (CNI CONVENTIONS, "Capabilities").
+	RuntimeConfig RuntimeConfig `json:"runtimeConfig"`
+}
+
+// RuntimeConfig is what a runtime gives for one pod by capabilities.
+type RuntimeConfig struct {
+	// XDPFilter is the pod's own filter, by the capability "xdpFilter"; nil if
+	// not given.
+	XDPFilter *Filter `json:"xdpFilter,omitzero"`
+}
+
+// filterCapability is the capability by which a runtime gives a pod's filter.
+const filterCapability = "xdpFilter"
+
+// PodFilter returns the filter of the pod: its own, else that of the network;
+// nil if there is neither. The two are not merged: the order of rules is their
+// meaning, and no order would be right for all.
+func (c *Config) PodFilter() *Filter {
+	if c.RuntimeConfig.XDPFilter != nil {
+		return c.RuntimeConfig.XDPFilter
+	}
+	return c.Filter
 }
 
 // configObject says what a configuration may hold, and where it goes.
@@ -110,6 +136,7 @@ var configObject = object[Config]{
 		at("mode", func(c *Config) *Mode { return &c.Mode }, oneOf(modes)),
 		at("bpffs", func(c *Config) *string { return &c.BPFFS }, directory),
 		at("stats", func(c *Config) *Stats { return &c.Stats }, statsObject.rule()),
+		at("filter", func(c *Config) **Filter { return &c.Filter }, filterRule),
 		at("logFile", func(c *Config) *string { return &c.LogFile }, fileOrEmpty),
 		at("logLevel", func(c *Config) *LogLevel { return &c.LogLevel }, oneOf(logLevels)),
 
@@ -118,7 +145,8 @@ var configObject = object[Config]{
 		required(protocol(at("type", func(c *Config) *string { return &c.Type }, nonEmptyString))),
 		protocol(at("prevResult", func(c *Config) *json.RawMessage { return &c.PrevResult }, anyObjectOrNull)),
 		protocol(at(validAttachmentsKey, func(c *Config) **[]types.GCAttachment { return &c.ValidAttachments },
-			listOrNull(attachmentObject.rule(), `a list of {"containerID": ..., "ifname": ...}`))),
+			orNull(pointer(list(attachmentObject.rule(), `a list of {"containerID": ..., "ifname": ...}`))))),
+		protocol(at("runtimeConfig", func(c *Config) *RuntimeConfig { return &c.RuntimeConfig }, orNull(runtimeObject.rule()))),
 	},
 	ignoredKeys: ignoredKeys,
 	ignore:      func(key string) bool { return strings.HasPrefix(key, reservedPrefix) },
@@ -126,7 +154,7 @@ var configObject = object[Config]{
 
 var statsObject = object[Stats]{
 	fields: []field[Stats]{
-		at("peers", func(s *Stats) *uint32 { return &s.Peers }, wholeNumber(0, MaxPeers)),
+		at("peers", func(s *Stats) *uint32 { return &s.Peers }, wholeNumber[uint32](0, MaxPeers)),
 	},
 }
 
@@ -165,7 +193,7 @@ const (
 // network; a configuration that is no list has them beside those of its one
 // plugin.
 var ignoredKeys = []string{
-	"args", "capabilities", "dns", "ipMasq", "ipam", "runtimeConfig",
+	"args", "capabilities", "dns", "ipMasq", "ipam",
 	"cniVersions", "disableCheck", "disableGC", "loadOnlyInlinedPlugins",
 }
 
@@ -196,33 +224,66 @@ func ParseLenient(stdin []byte) (*Config, error) {
 	return parse(stdin)
 }
 
+// ParseFilter reads a filter on its own, the same text as "filter" in a
+// configuration, and says what in it is most likely not what its author meant
+// ([Filter.Warnings]). Its errors are those of [Parse].
+func ParseFilter(text []byte) (*Filter, []Warning, error) {
+	raw, err := objectIn(text, "filter")
+	if err != nil {
+		return nil, nil, err
+	}
+	var ps problems
+	f, ok := filterRule.read(&ps, "", raw)
+	if !ok {
+		return nil, nil, ps.errAs("invalid filter")
+	}
+	return f, f.Warnings(), nil
+}
+
 // parse returns a Config whenever stdin is a JSON object, and an error
 // whenever there is anything wrong with it.
 func parse(stdin []byte) (*Config, error) {
-	var raw json.RawMessage
-	if err := json.Unmarshal(stdin, &raw); err != nil {
-		details := err.Error()
-		if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
-			details = fmt.Sprintf("%v, at byte %d", err, syntax.Offset)
-		}
-		return nil, types.NewError(types.ErrDecodingFailure, "network configuration is not JSON", details)
-	}
-	if !isObject(raw) {
-		return nil, types.NewError(types.ErrDecodingFailure, "network configuration is not a JSON object",
-			"got "+shown(raw))
+	raw, err := objectIn(stdin, "network configuration")
+	if err != nil {
+		return nil, err
 	}
 	var ps problems
 	c, _ := configObject.rule().read(&ps, "", raw)
 	return &c, ps.err()
 }
 
-// err returns all problems as one error, or nil if there are none.
-func (ps problems) err() error {
+// objectIn returns the JSON object that text is; errors call it what.
+func objectIn(text []byte, what string) (json.RawMessage, error) {
+	var raw json.RawMessage
+	if err := json.Unmarshal(text, &raw); err != nil {
+		details := err.Error()
+		if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
+			details = fmt.Sprintf("%v, at byte %d", err, syntax.Offset)
+		}
+		return nil, types.NewError(types.ErrDecodingFailure, what+" is not JSON", details)
+	}
+	if !isObject(raw) {
+		return nil, types.NewError(types.ErrDecodingFailure, what+" is not a JSON object", "got "+shown(raw))
+	}
+	return raw, nil
+}
+
+// maxProblems is how many problems an error repeats.
+const maxProblems = 32
+
+// err returns the problems as one error about the network configuration, or nil
+// if there are none.
+func (ps problems) err() error { return ps.errAs("invalid network configuration for the xdp plugin") }
+
+func (ps problems) errAs(msg string) error {
 	if len(ps) == 0 {
 		return nil
 	}
-	return types.NewError(types.ErrInvalidNetworkConfig,
-		"invalid network configuration for the xdp plugin", strings.Join(ps, "; "))
+	details := strings.Join(ps[:min(len(ps), maxProblems)], "; ")
+	if more := len(ps) - maxProblems; more > 0 {
+		details += fmt.Sprintf("; and %d more", more)
+	}
+	return types.NewError(types.ErrInvalidNetworkConfig, msg, details)
 }
 
 // keys returns the keys that o knows; with own, only those an author writes.

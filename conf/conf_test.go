@@ -92,7 +92,7 @@ func TestParse(t *testing.T) {
 }
 
 // ourKeys is how errors list the keys that an author may write.
-const ourKeys = `"mode", "bpffs", "stats", "logFile", "logLevel"`
+const ourKeys = `"mode", "bpffs", "stats", "filter", "logFile", "logLevel"`
 
 // broken has, for each way in which a configuration can be wrong, the details
 // of its error.

@@ -21,6 +21,13 @@ func FuzzParse(f *testing.F) {
 	for _, test := range broken {
 		f.Add([]byte(test.in))
 	}
+	for _, test := range filters {
+		f.Add([]byte(`{"type":"xdp","filter":` + test.in + `}`))
+		f.Add([]byte(`{"type":"xdp","runtimeConfig":{"xdpFilter":` + test.in + `}}`))
+	}
+	for _, test := range brokenFilters {
+		f.Add([]byte(`{"type":"xdp","filter":` + test.in + `}`))
+	}
 	for _, v := range []string{"", "0.3.1", "0.4.0", "1.1.0"} {
 		f.Add([]byte(`{"type":"xdp","cniVersion":"1.0.0","prevResult":` + prev(v) + `}`))
 	}
@@ -42,7 +49,7 @@ func FuzzParse(f *testing.F) {
 		if lenient != nil {
 			checkInvariants(t, lenient)
 		}
-		if doc, jsonErr := jsonschema.UnmarshalJSON(bytes.NewReader(in)); jsonErr == nil && !hasRepeats(err) {
+		if doc, jsonErr := jsonschema.UnmarshalJSON(bytes.NewReader(in)); jsonErr == nil && !beyondSchema(err) {
 			if schemaErr := schema.Validate(doc); (schemaErr == nil) != (err == nil) {
 				t.Fatalf("Parse: %v, schema: %v", err, schemaErr)
 			}
@@ -77,6 +84,15 @@ func checkInvariants(t *testing.T, c *Config) {
 	}
 	if c.Stats.Peers > MaxPeers {
 		t.Errorf("stats.peers %d", c.Stats.Peers)
+	}
+	for _, filter := range []*Filter{c.Filter, c.RuntimeConfig.XDPFilter} {
+		if filter == nil {
+			continue
+		}
+		if len(filter.Rules) > MaxRules || filter.MaxFlows < LeastMaxFlows || filter.MaxFlows > MostMaxFlows {
+			t.Errorf("filter past a limit: %+v", filter)
+		}
+		filter.Warnings() // must not panic
 	}
 	if c.LogFile != "" && !path.IsAbs(c.LogFile) {
 		t.Errorf("logFile %q", c.LogFile)
@@ -116,6 +132,12 @@ func render(t *testing.T, c *Config) []byte {
 		"cniVersion": c.CNIVersion, "name": c.Name, "type": c.Type, "mode": c.Mode, "bpffs": c.BPFFS, "stats": c.Stats,
 		"logFile": c.LogFile, "logLevel": strings.ToLower(c.LogLevel.String()), "prevResult": c.PrevResult,
 		"cni.dev/valid-attachments": c.ValidAttachments,
+	}
+	if c.Filter != nil {
+		m["filter"] = c.Filter
+	}
+	if c.RuntimeConfig.XDPFilter != nil {
+		m["runtimeConfig"] = c.RuntimeConfig
 	}
 	raw, err := json.Marshal(m)
 	if err != nil {

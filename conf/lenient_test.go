@@ -10,7 +10,7 @@ import (
 
 func TestParseLenientTakesWhatIsValid(t *testing.T) {
 	in := `{"cniVersion":"1.1.0","name":"n","mode":"warp","bpffs":"/run/bpf","stats":{"peers":"many","later":1},
-		"logFile":"/l","logLevel":7,"filter":{},"prevResult":{"cniVersion":"1.1.0"},
+		"logFile":"/l","logLevel":7,"later":{},"filter":{"rules":[{"name":"r"}]},"runtimeConfig":{"xdpFilter":{"rules":0}},"prevResult":{"cniVersion":"1.1.0"},
 		"cni.dev/valid-attachments":[{"containerID":"c","ifname":"e"}]}`
 	got, err := ParseLenient([]byte(in))
 	if err == nil {

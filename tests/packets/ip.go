@@ -34,6 +34,7 @@ var (
 type IPv4 struct {
 	Src, Dst       netip.Addr
 	Options        []byte // padded to a multiple of 4
+	ID             uint16
 	MoreFragments  bool
 	FragmentOffset uint16 // in units of 8 bytes
 
@@ -61,6 +62,7 @@ func (ip IPv4) marshal(payload []byte, at position) []byte {
 	header := make([]byte, 12, size)
 	header[0] = or(ip.Version, 4)<<4 | or(ip.IHL, uint8(size/4))
 	binary.BigEndian.PutUint16(header[2:], or(ip.TotalLen, uint16(size+len(payload))))
+	binary.BigEndian.PutUint16(header[4:], ip.ID)
 	binary.BigEndian.PutUint16(header[6:], fragment)
 	header[8] = 64
 	header[9] = protocol(ip.Protocol, at.next)
@@ -160,6 +162,7 @@ type Fragment struct {
 	Offset uint16 // in units of 8 bytes
 	More   bool
 
+	ID         *uint32
 	NextHeader *uint8 // default: that of the next layer
 	Reserved   uint8  // where other extension headers have their length
 }
@@ -173,7 +176,7 @@ func (f Fragment) marshal(payload []byte, at position) []byte {
 	}
 	header := []byte{protocol(f.NextHeader, at.next), f.Reserved}
 	header = binary.BigEndian.AppendUint16(header, offset)
-	header = append(header, 0xde, 0xad, 0xbe, 0xef)
+	header = binary.BigEndian.AppendUint32(header, or(f.ID, 0xdeadbeef))
 	return append(header, payload...)
 }
 

@@ -8,7 +8,10 @@
 //	packets.IPv4{TotalLen: new(uint16(19))}
 package packets
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"net/netip"
+)
 
 // EtherTypes that the layers stand for.
 const (
@@ -125,17 +128,27 @@ func (v VLAN) marshal(payload []byte, at position) []byte {
 	return append(header, payload...)
 }
 
-// ARP is an ARP request of the default IPv4 source for the default destination.
-type ARP struct{}
+// ARP is an ARP packet of IPv4 over Ethernet (RFC 826): a request of the default IPv4 source for the
+// default destination, unless it says otherwise.
+type ARP struct {
+	SenderMAC          MAC
+	SenderIP, TargetIP netip.Addr // of IPv4
+
+	HardwareType *uint16 // default: Ethernet
+	Operation    *uint16 // default: request
+}
 
 func (ARP) etherType() uint16 { return EtherTypeARP }
 
-func (ARP) marshal(payload []byte, _ position) []byte {
-	header := []byte{0, 1, 0x08, 0x00, 6, 4, 0, 1} // Ethernet, IPv4, request
-	header = append(header, SourceMAC[:]...)
-	header = append(header, SourceIPv4.AsSlice()...)
+func (a ARP) marshal(payload []byte, _ position) []byte {
+	mac := orDefault(a.SenderMAC, SourceMAC)
+	header := binary.BigEndian.AppendUint16(nil, or(a.HardwareType, 1))
+	header = append(header, 0x08, 0x00, 6, 4) // IPv4, the lengths of addresses
+	header = binary.BigEndian.AppendUint16(header, or(a.Operation, 1))
+	header = append(header, mac[:]...)
+	header = append(header, orDefault(a.SenderIP, SourceIPv4).AsSlice()...)
 	header = append(header, make([]byte, 6)...)
-	header = append(header, DestinationIPv4.AsSlice()...)
+	header = append(header, orDefault(a.TargetIP, DestinationIPv4).AsSlice()...)
 	return append(header, payload...)
 }
 

@@ -16,6 +16,8 @@ type TCP struct {
 	SrcPort, DstPort uint16
 	Options          []byte // padded to a multiple of 4
 
+	Ports      *Ports // in the place of the ports above, for those that are 0
+	Flags      *uint8 // default: ACK
 	DataOffset *uint8 // in units of 4 bytes
 }
 
@@ -23,9 +25,9 @@ func (TCP) ipProtocol() uint8 { return ProtocolTCP }
 
 func (t TCP) marshal(payload []byte, at position) []byte {
 	options := padTo(t.Options, 0, 4)
-	segment := ports(t.SrcPort, t.DstPort)
+	segment := ports(t.SrcPort, t.DstPort, t.Ports)
 	segment = append(segment, 0, 0, 0, 1, 0, 0, 0, 1) // sequence numbers
-	segment = append(segment, or(t.DataOffset, uint8((20+len(options))/4))<<4, 0x10)
+	segment = append(segment, or(t.DataOffset, uint8((20+len(options))/4))<<4, or(t.Flags, 0x10))
 	segment = append(segment, 0xff, 0xff, 0, 0, 0, 0) // window, checksum, urgent pointer
 	segment = append(append(segment, options...), payload...)
 	binary.BigEndian.PutUint16(segment[16:], transportChecksum(at.ip, ProtocolTCP, segment))
@@ -36,13 +38,14 @@ func (t TCP) marshal(payload []byte, at position) []byte {
 type UDP struct {
 	SrcPort, DstPort uint16
 
-	Len *uint16
+	Ports *Ports // in the place of the ports above, for those that are 0
+	Len   *uint16
 }
 
 func (UDP) ipProtocol() uint8 { return ProtocolUDP }
 
 func (u UDP) marshal(payload []byte, at position) []byte {
-	datagram := ports(u.SrcPort, u.DstPort)
+	datagram := ports(u.SrcPort, u.DstPort, u.Ports)
 	datagram = binary.BigEndian.AppendUint16(datagram, or(u.Len, uint16(8+len(payload))))
 	datagram = append(append(datagram, 0, 0), payload...)
 	sum := transportChecksum(at.ip, ProtocolUDP, datagram)
@@ -50,37 +53,52 @@ func (u UDP) marshal(payload []byte, at position) []byte {
 	return datagram
 }
 
-// ICMP is an ICMP echo request.
-type ICMP struct{}
+// ICMP is an ICMP message: an echo request, unless it says otherwise.
+type ICMP struct {
+	Type *uint8
+	Code uint8
+	Rest *[4]byte // behind the checksum; of an echo request identifier and sequence number
+}
 
 func (ICMP) ipProtocol() uint8 { return ProtocolICMP }
 
-func (ICMP) marshal(payload []byte, _ position) []byte {
-	message := append([]byte{8, 0, 0, 0, 0, 1, 0, 1}, payload...)
+func (i ICMP) marshal(payload []byte, _ position) []byte {
+	message := icmp(or(i.Type, 8), i.Code, i.Rest, payload)
 	binary.BigEndian.PutUint16(message[2:], checksum(message))
 	return message
 }
 
-// ICMPv6 is an ICMPv6 echo request.
-type ICMPv6 struct{}
+// ICMPv6 is an ICMPv6 message: an echo request, unless it says otherwise.
+type ICMPv6 struct {
+	Type *uint8
+	Code uint8
+	Rest *[4]byte // behind the checksum; of an echo request identifier and sequence number
+}
 
 func (ICMPv6) ipProtocol() uint8 { return ProtocolICMPv6 }
 
-func (ICMPv6) marshal(payload []byte, at position) []byte {
-	message := append([]byte{128, 0, 0, 0, 0, 1, 0, 1}, payload...)
+func (i ICMPv6) marshal(payload []byte, at position) []byte {
+	message := icmp(or(i.Type, 128), i.Code, i.Rest, payload)
 	binary.BigEndian.PutUint16(message[2:], transportChecksum(at.ip, ProtocolICMPv6, message))
 	return message
+}
+
+func icmp(icmpType, code uint8, rest *[4]byte, payload []byte) []byte {
+	word := or(rest, [4]byte{0, 1, 0, 1})
+	return append(append([]byte{icmpType, code, 0, 0}, word[:]...), payload...)
 }
 
 // SCTP is the common header of SCTP; the chunks are payload.
 type SCTP struct {
 	SrcPort, DstPort uint16
+
+	Ports *Ports // in the place of the ports above, for those that are 0
 }
 
 func (SCTP) ipProtocol() uint8 { return ProtocolSCTP }
 
 func (s SCTP) marshal(payload []byte, _ position) []byte {
-	packet := append(ports(s.SrcPort, s.DstPort), 0, 0, 0, 1, 0, 0, 0, 0) // tag, checksum
+	packet := append(ports(s.SrcPort, s.DstPort, s.Ports), 0, 0, 0, 1, 0, 0, 0, 0) // tag, checksum
 	packet = append(packet, payload...)
 	// RFC 9260, appendix A: CRC32c, in the byte order that it is computed in
 	sum := crc32.Checksum(packet, crc32.MakeTable(crc32.Castagnoli))
@@ -97,9 +115,12 @@ func (ESP) marshal(payload []byte, _ position) []byte {
 	return append([]byte{0, 0, 1, 0, 0, 0, 0, 1}, payload...) // SPI, sequence number
 }
 
-func ports(src, dst uint16) []byte {
-	header := binary.BigEndian.AppendUint16(nil, orDefault(src, SourcePort))
-	return binary.BigEndian.AppendUint16(header, orDefault(dst, DestinationPort))
+// Ports are both ports of a transport header.
+type Ports struct{ Src, Dst uint16 }
+
+func ports(src, dst uint16, override *Ports) []byte {
+	p := or(override, Ports{orDefault(src, SourcePort), orDefault(dst, DestinationPort)})
+	return binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, p.Src), p.Dst)
 }
 
 // transportChecksum is over segment and what of ip the checksum covers.

@@ -23,6 +23,13 @@ const enum direction *unused_direction __attribute__((unused));
 const enum table *unused_table __attribute__((unused));
 const enum kind *unused_kind __attribute__((unused));
 const enum protocol *unused_protocol __attribute__((unused));
+const enum drop_reason *unused_drop_reason __attribute__((unused));
+const enum policy_flag *unused_policy_flag __attribute__((unused));
+const enum policy_action *unused_policy_action __attribute__((unused));
+const enum flow_kind *unused_flow_kind __attribute__((unused));
+const struct drop_event *unused_drop_event __attribute__((unused));
+const struct flow *unused_flow __attribute__((unused));
+const struct policy_prefix *unused_policy_prefix __attribute__((unused));
 const enum slot_flag *unused_slot_flag __attribute__((unused));
 const enum pod_mode *unused_pod_mode __attribute__((unused));
 const enum pod_flag *unused_pod_flag __attribute__((unused));
@@ -90,6 +97,8 @@ again:
 	/* all of it again: what the first try proved of them is one more state to the verifier */
 	pkt.len = skb->len;
 	pkt.gso_size = skb->gso_size;
+	/* skb_iif is set where a packet comes in, and not in one that the node makes */
+	pkt.from_host = skb->ingress_ifindex == 0;
 	pkt.data = (void *)(long)skb->data;
 	pkt.data_end = (void *)(long)skb->data_end;
 	result = parse(&pkt);

@@ -27,6 +27,75 @@ const (
 	DatapathDirectionDIRECTIONS        DatapathDirection = 2
 )
 
+type DatapathDropEvent struct {
+	_               structs.HostLayout
+	Time            uint64
+	Ifindex         uint32
+	Rule            uint32
+	Generation      uint32
+	Len             uint32
+	Source          [16]uint8
+	Destination     [16]uint8
+	SourcePort      uint16
+	DestinationPort uint16
+	Ethertype       uint16
+	Protocol        uint8
+	Direction       uint8
+	Reason          uint8
+	Audit           uint8
+	Pad             [6]uint8
+}
+
+type DatapathDropReason uint32
+
+const (
+	DatapathDropReasonDROP_NONE      DatapathDropReason = 0
+	DatapathDropReasonDROP_SPOOF     DatapathDropReason = 1
+	DatapathDropReasonDROP_RULE      DatapathDropReason = 2
+	DatapathDropReasonDROP_DEFAULT   DatapathDropReason = 3
+	DatapathDropReasonDROP_MALFORMED DatapathDropReason = 4
+	DatapathDropReasonDROP_FRAGMENT  DatapathDropReason = 5
+	DatapathDropReasonDROP_REASONS   DatapathDropReason = 6
+)
+
+type DatapathDropWindow struct {
+	_      structs.HostLayout
+	Window uint64
+	Events uint64
+}
+
+type DatapathFlow struct {
+	_          structs.HostLayout
+	Seen       uint64
+	Ends       uint64
+	Generation uint32
+	Initiator  uint8
+	Sent       uint8
+	Fin        uint8
+	Drop       uint8
+	Port       uint16
+	Pad        [6]uint8
+}
+
+type DatapathFlowKey struct {
+	_          structs.HostLayout
+	Remote     [16]uint8
+	Local      [16]uint8
+	RemotePort uint16
+	LocalPort  uint16
+	Protocol   uint8
+	Kind       uint8
+	Pad        [2]uint8
+}
+
+type DatapathFlowKind uint32
+
+const (
+	DatapathFlowKindFLOW_CONNECTION        DatapathFlowKind = 0
+	DatapathFlowKindFLOW_FRAGMENTS_EGRESS  DatapathFlowKind = 1
+	DatapathFlowKindFLOW_FRAGMENTS_INGRESS DatapathFlowKind = 2
+)
+
 type DatapathKind uint32
 
 const (
@@ -112,6 +181,50 @@ const (
 	DatapathPodModePOD_MODE_TCX     DatapathPodMode = 3
 )
 
+type DatapathPolicy struct {
+	_            structs.HostLayout
+	Generation   uint32
+	Flags        uint32
+	Addresses    uint32
+	AddressesLen uint32
+	RulesLen     uint32
+	Mac          [6]uint8
+	Pad          [2]uint8
+	Direction    [2]DatapathPolicyDirection
+}
+
+type DatapathPolicyAction uint32
+
+const (
+	DatapathPolicyActionPOLICY_ALLOW DatapathPolicyAction = 0
+	DatapathPolicyActionPOLICY_DENY  DatapathPolicyAction = 1
+	DatapathPolicyActionPOLICY_AUDIT DatapathPolicyAction = 2
+)
+
+type DatapathPolicyDirection struct {
+	_           structs.HostLayout
+	Protocols   uint32
+	AddressRows uint32
+	Rules       uint32
+	RowWords    uint32
+	Action      uint32
+}
+
+type DatapathPolicyFlag uint32
+
+const (
+	DatapathPolicyFlagPOLICY_STATEFUL   DatapathPolicyFlag = 1
+	DatapathPolicyFlagPOLICY_ALLOW_HOST DatapathPolicyFlag = 2
+	DatapathPolicyFlagPOLICY_ANTI_SPOOF DatapathPolicyFlag = 4
+)
+
+type DatapathPolicyPrefix struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Direction [4]uint8
+	Address   [16]uint8
+}
+
 type DatapathProtocol uint32
 
 const (
@@ -123,6 +236,13 @@ const (
 	DatapathProtocolPROTOCOLS       DatapathProtocol = 5
 )
 
+type DatapathRuleCounter struct {
+	_       structs.HostLayout
+	Packets uint64
+	Bytes   uint64
+	Last    uint64
+}
+
 type DatapathSlot struct {
 	_       structs.HostLayout
 	Ifindex uint32
@@ -133,7 +253,9 @@ type DatapathSlot struct {
 type DatapathSlotFlag uint32
 
 const (
-	DatapathSlotFlagSLOT_PEERS DatapathSlotFlag = 1
+	DatapathSlotFlagSLOT_PEERS  DatapathSlotFlag = 1
+	DatapathSlotFlagSLOT_FILTER DatapathSlotFlag = 2
+	DatapathSlotFlagSLOT_POLICY DatapathSlotFlag = 4
 )
 
 type DatapathTable uint32
@@ -142,7 +264,8 @@ const (
 	DatapathTableTABLE_VERDICT  DatapathTable = 0
 	DatapathTableTABLE_PROTOCOL DatapathTable = 1
 	DatapathTableTABLE_KIND     DatapathTable = 2
-	DatapathTableTABLES         DatapathTable = 3
+	DatapathTableTABLE_DROP     DatapathTable = 3
+	DatapathTableTABLES         DatapathTable = 4
 )
 
 type DatapathVerdict uint32
@@ -156,30 +279,68 @@ const (
 	DatapathVerdictVERDICTS         DatapathVerdict = 5
 )
 
+type DatapathView struct {
+	_          structs.HostLayout
+	Key        DatapathFlowKey
+	Quote      DatapathFlowKey
+	Claim      [16]uint8
+	SourceMac  [6]uint8
+	ClaimMac   [6]uint8
+	Flags      uint32
+	FragmentId uint32
+	Len        uint32
+	Packets    uint32
+	Ethertype  uint16
+	Port       uint16
+	TcpFlags   uint8
+	IcmpType   uint8
+	Pad        [6]uint8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	DatapathMapMeta            = "meta"
-	DatapathMapNodeInfo        = "node_info"
-	DatapathMapPeers           = "peers"
-	DatapathMapPodPeers        = "pod_peers"
-	DatapathMapPodTables       = "pod_tables"
-	DatapathMapSlotOverflow    = "slot_overflow"
-	DatapathMapSlots           = "slots"
-	DatapathMapXdpStatsMap     = "xdp_stats_map"
-	DatapathProgTcEgress       = "tc_egress"
-	DatapathProgTcIngress      = "tc_ingress"
-	DatapathProgXdpEgress      = "xdp_egress"
-	DatapathVarConfigXdpFrags  = "config_xdp_frags"
-	DatapathVarUnusedDirection = "unused_direction"
-	DatapathVarUnusedKind      = "unused_kind"
-	DatapathVarUnusedPodFlag   = "unused_pod_flag"
-	DatapathVarUnusedPodMode   = "unused_pod_mode"
-	DatapathVarUnusedProtocol  = "unused_protocol"
-	DatapathVarUnusedSlotFlag  = "unused_slot_flag"
-	DatapathVarUnusedTable     = "unused_table"
-	DatapathVarUnusedVerdict   = "unused_verdict"
+	DatapathMapDropEvents         = "drop_events"
+	DatapathMapDropWindows        = "drop_windows"
+	DatapathMapFlows              = "flows"
+	DatapathMapMeta               = "meta"
+	DatapathMapNodeInfo           = "node_info"
+	DatapathMapPeers              = "peers"
+	DatapathMapPodFlows           = "pod_flows"
+	DatapathMapPodPeers           = "pod_peers"
+	DatapathMapPodPolicyPrefixes  = "pod_policy_prefixes"
+	DatapathMapPodPolicyWords     = "pod_policy_words"
+	DatapathMapPodRuleCounters    = "pod_rule_counters"
+	DatapathMapPodTables          = "pod_tables"
+	DatapathMapPolicies           = "policies"
+	DatapathMapPolicyPrefixes     = "policy_prefixes"
+	DatapathMapPolicyWords        = "policy_words"
+	DatapathMapRuleCounters       = "rule_counters"
+	DatapathMapSlotOverflow       = "slot_overflow"
+	DatapathMapSlots              = "slots"
+	DatapathMapViews              = "views"
+	DatapathMapXdpStatsMap        = "xdp_stats_map"
+	DatapathProgTcEgress          = "tc_egress"
+	DatapathProgTcIngress         = "tc_ingress"
+	DatapathProgXdpEgress         = "xdp_egress"
+	DatapathVarConfigCoarseClock  = "config_coarse_clock"
+	DatapathVarConfigXdpFrags     = "config_xdp_frags"
+	DatapathVarUnusedDirection    = "unused_direction"
+	DatapathVarUnusedDropEvent    = "unused_drop_event"
+	DatapathVarUnusedDropReason   = "unused_drop_reason"
+	DatapathVarUnusedFlow         = "unused_flow"
+	DatapathVarUnusedFlowKind     = "unused_flow_kind"
+	DatapathVarUnusedKind         = "unused_kind"
+	DatapathVarUnusedPodFlag      = "unused_pod_flag"
+	DatapathVarUnusedPodMode      = "unused_pod_mode"
+	DatapathVarUnusedPolicyAction = "unused_policy_action"
+	DatapathVarUnusedPolicyFlag   = "unused_policy_flag"
+	DatapathVarUnusedPolicyPrefix = "unused_policy_prefix"
+	DatapathVarUnusedProtocol     = "unused_protocol"
+	DatapathVarUnusedSlotFlag     = "unused_slot_flag"
+	DatapathVarUnusedTable        = "unused_table"
+	DatapathVarUnusedVerdict      = "unused_verdict"
 )
 
 // LoadDatapath returns the embedded CollectionSpec for Datapath.
@@ -233,29 +394,49 @@ type DatapathProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DatapathMapSpecs struct {
-	Meta         *ebpf.MapSpec `ebpf:"meta"`
-	NodeInfo     *ebpf.MapSpec `ebpf:"node_info"`
-	Peers        *ebpf.MapSpec `ebpf:"peers"`
-	PodPeers     *ebpf.MapSpec `ebpf:"pod_peers"`
-	PodTables    *ebpf.MapSpec `ebpf:"pod_tables"`
-	SlotOverflow *ebpf.MapSpec `ebpf:"slot_overflow"`
-	Slots        *ebpf.MapSpec `ebpf:"slots"`
-	XdpStatsMap  *ebpf.MapSpec `ebpf:"xdp_stats_map"`
+	DropEvents        *ebpf.MapSpec `ebpf:"drop_events"`
+	DropWindows       *ebpf.MapSpec `ebpf:"drop_windows"`
+	Flows             *ebpf.MapSpec `ebpf:"flows"`
+	Meta              *ebpf.MapSpec `ebpf:"meta"`
+	NodeInfo          *ebpf.MapSpec `ebpf:"node_info"`
+	Peers             *ebpf.MapSpec `ebpf:"peers"`
+	PodFlows          *ebpf.MapSpec `ebpf:"pod_flows"`
+	PodPeers          *ebpf.MapSpec `ebpf:"pod_peers"`
+	PodPolicyPrefixes *ebpf.MapSpec `ebpf:"pod_policy_prefixes"`
+	PodPolicyWords    *ebpf.MapSpec `ebpf:"pod_policy_words"`
+	PodRuleCounters   *ebpf.MapSpec `ebpf:"pod_rule_counters"`
+	PodTables         *ebpf.MapSpec `ebpf:"pod_tables"`
+	Policies          *ebpf.MapSpec `ebpf:"policies"`
+	PolicyPrefixes    *ebpf.MapSpec `ebpf:"policy_prefixes"`
+	PolicyWords       *ebpf.MapSpec `ebpf:"policy_words"`
+	RuleCounters      *ebpf.MapSpec `ebpf:"rule_counters"`
+	SlotOverflow      *ebpf.MapSpec `ebpf:"slot_overflow"`
+	Slots             *ebpf.MapSpec `ebpf:"slots"`
+	Views             *ebpf.MapSpec `ebpf:"views"`
+	XdpStatsMap       *ebpf.MapSpec `ebpf:"xdp_stats_map"`
 }
 
 // DatapathVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DatapathVariableSpecs struct {
-	ConfigXdpFrags  *ebpf.VariableSpec `ebpf:"config_xdp_frags"`
-	UnusedDirection *ebpf.VariableSpec `ebpf:"unused_direction"`
-	UnusedKind      *ebpf.VariableSpec `ebpf:"unused_kind"`
-	UnusedPodFlag   *ebpf.VariableSpec `ebpf:"unused_pod_flag"`
-	UnusedPodMode   *ebpf.VariableSpec `ebpf:"unused_pod_mode"`
-	UnusedProtocol  *ebpf.VariableSpec `ebpf:"unused_protocol"`
-	UnusedSlotFlag  *ebpf.VariableSpec `ebpf:"unused_slot_flag"`
-	UnusedTable     *ebpf.VariableSpec `ebpf:"unused_table"`
-	UnusedVerdict   *ebpf.VariableSpec `ebpf:"unused_verdict"`
+	ConfigCoarseClock  *ebpf.VariableSpec `ebpf:"config_coarse_clock"`
+	ConfigXdpFrags     *ebpf.VariableSpec `ebpf:"config_xdp_frags"`
+	UnusedDirection    *ebpf.VariableSpec `ebpf:"unused_direction"`
+	UnusedDropEvent    *ebpf.VariableSpec `ebpf:"unused_drop_event"`
+	UnusedDropReason   *ebpf.VariableSpec `ebpf:"unused_drop_reason"`
+	UnusedFlow         *ebpf.VariableSpec `ebpf:"unused_flow"`
+	UnusedFlowKind     *ebpf.VariableSpec `ebpf:"unused_flow_kind"`
+	UnusedKind         *ebpf.VariableSpec `ebpf:"unused_kind"`
+	UnusedPodFlag      *ebpf.VariableSpec `ebpf:"unused_pod_flag"`
+	UnusedPodMode      *ebpf.VariableSpec `ebpf:"unused_pod_mode"`
+	UnusedPolicyAction *ebpf.VariableSpec `ebpf:"unused_policy_action"`
+	UnusedPolicyFlag   *ebpf.VariableSpec `ebpf:"unused_policy_flag"`
+	UnusedPolicyPrefix *ebpf.VariableSpec `ebpf:"unused_policy_prefix"`
+	UnusedProtocol     *ebpf.VariableSpec `ebpf:"unused_protocol"`
+	UnusedSlotFlag     *ebpf.VariableSpec `ebpf:"unused_slot_flag"`
+	UnusedTable        *ebpf.VariableSpec `ebpf:"unused_table"`
+	UnusedVerdict      *ebpf.VariableSpec `ebpf:"unused_verdict"`
 }
 
 // DatapathObjects contains all objects after they have been loaded into the kernel.
@@ -278,25 +459,49 @@ func (o *DatapathObjects) Close() error {
 //
 // It can be passed to LoadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DatapathMaps struct {
-	Meta         *ebpf.Map `ebpf:"meta"`
-	NodeInfo     *ebpf.Map `ebpf:"node_info"`
-	Peers        *ebpf.Map `ebpf:"peers"`
-	PodPeers     *ebpf.Map `ebpf:"pod_peers"`
-	PodTables    *ebpf.Map `ebpf:"pod_tables"`
-	SlotOverflow *ebpf.Map `ebpf:"slot_overflow"`
-	Slots        *ebpf.Map `ebpf:"slots"`
-	XdpStatsMap  *ebpf.Map `ebpf:"xdp_stats_map"`
+	DropEvents        *ebpf.Map `ebpf:"drop_events"`
+	DropWindows       *ebpf.Map `ebpf:"drop_windows"`
+	Flows             *ebpf.Map `ebpf:"flows"`
+	Meta              *ebpf.Map `ebpf:"meta"`
+	NodeInfo          *ebpf.Map `ebpf:"node_info"`
+	Peers             *ebpf.Map `ebpf:"peers"`
+	PodFlows          *ebpf.Map `ebpf:"pod_flows"`
+	PodPeers          *ebpf.Map `ebpf:"pod_peers"`
+	PodPolicyPrefixes *ebpf.Map `ebpf:"pod_policy_prefixes"`
+	PodPolicyWords    *ebpf.Map `ebpf:"pod_policy_words"`
+	PodRuleCounters   *ebpf.Map `ebpf:"pod_rule_counters"`
+	PodTables         *ebpf.Map `ebpf:"pod_tables"`
+	Policies          *ebpf.Map `ebpf:"policies"`
+	PolicyPrefixes    *ebpf.Map `ebpf:"policy_prefixes"`
+	PolicyWords       *ebpf.Map `ebpf:"policy_words"`
+	RuleCounters      *ebpf.Map `ebpf:"rule_counters"`
+	SlotOverflow      *ebpf.Map `ebpf:"slot_overflow"`
+	Slots             *ebpf.Map `ebpf:"slots"`
+	Views             *ebpf.Map `ebpf:"views"`
+	XdpStatsMap       *ebpf.Map `ebpf:"xdp_stats_map"`
 }
 
 func (m *DatapathMaps) Close() error {
 	return _DatapathClose(
+		m.DropEvents,
+		m.DropWindows,
+		m.Flows,
 		m.Meta,
 		m.NodeInfo,
 		m.Peers,
+		m.PodFlows,
 		m.PodPeers,
+		m.PodPolicyPrefixes,
+		m.PodPolicyWords,
+		m.PodRuleCounters,
 		m.PodTables,
+		m.Policies,
+		m.PolicyPrefixes,
+		m.PolicyWords,
+		m.RuleCounters,
 		m.SlotOverflow,
 		m.Slots,
+		m.Views,
 		m.XdpStatsMap,
 	)
 }
@@ -305,15 +510,23 @@ func (m *DatapathMaps) Close() error {
 //
 // It can be passed to LoadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DatapathVariables struct {
-	ConfigXdpFrags  *ebpf.Variable `ebpf:"config_xdp_frags"`
-	UnusedDirection *ebpf.Variable `ebpf:"unused_direction"`
-	UnusedKind      *ebpf.Variable `ebpf:"unused_kind"`
-	UnusedPodFlag   *ebpf.Variable `ebpf:"unused_pod_flag"`
-	UnusedPodMode   *ebpf.Variable `ebpf:"unused_pod_mode"`
-	UnusedProtocol  *ebpf.Variable `ebpf:"unused_protocol"`
-	UnusedSlotFlag  *ebpf.Variable `ebpf:"unused_slot_flag"`
-	UnusedTable     *ebpf.Variable `ebpf:"unused_table"`
-	UnusedVerdict   *ebpf.Variable `ebpf:"unused_verdict"`
+	ConfigCoarseClock  *ebpf.Variable `ebpf:"config_coarse_clock"`
+	ConfigXdpFrags     *ebpf.Variable `ebpf:"config_xdp_frags"`
+	UnusedDirection    *ebpf.Variable `ebpf:"unused_direction"`
+	UnusedDropEvent    *ebpf.Variable `ebpf:"unused_drop_event"`
+	UnusedDropReason   *ebpf.Variable `ebpf:"unused_drop_reason"`
+	UnusedFlow         *ebpf.Variable `ebpf:"unused_flow"`
+	UnusedFlowKind     *ebpf.Variable `ebpf:"unused_flow_kind"`
+	UnusedKind         *ebpf.Variable `ebpf:"unused_kind"`
+	UnusedPodFlag      *ebpf.Variable `ebpf:"unused_pod_flag"`
+	UnusedPodMode      *ebpf.Variable `ebpf:"unused_pod_mode"`
+	UnusedPolicyAction *ebpf.Variable `ebpf:"unused_policy_action"`
+	UnusedPolicyFlag   *ebpf.Variable `ebpf:"unused_policy_flag"`
+	UnusedPolicyPrefix *ebpf.Variable `ebpf:"unused_policy_prefix"`
+	UnusedProtocol     *ebpf.Variable `ebpf:"unused_protocol"`
+	UnusedSlotFlag     *ebpf.Variable `ebpf:"unused_slot_flag"`
+	UnusedTable        *ebpf.Variable `ebpf:"unused_table"`
+	UnusedVerdict      *ebpf.Variable `ebpf:"unused_verdict"`
 }
 
 // DatapathPrograms contains all programs after they have been loaded into the kernel.

@@ -11,3 +11,6 @@
 
 /* Whether bpf_xdp_get_buff_len() and multi-buffer XDP are there (kernel 5.18 and later). */
 volatile const __u8 config_xdp_frags = 1;
+
+/* Whether bpf_ktime_get_coarse_ns() is there (kernel 5.11 and later). */
+volatile const __u8 config_coarse_clock = 1;

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 #pragma once
 
+#include "filter.h"
 #include "packet.h"
 #include "peers.h"
 #include "pod.h"
 #include "stats.h"
 #include "verdict.h"
+#include "view.h"
 
 /*
  * The walk of one parsed packet, the same for every hook and direction: finds the pod whose host
@@ -27,6 +29,10 @@ static __always_inline enum verdict core(const struct packet *pkt, enum parse_re
 		stats_count(number, direction, TABLE_PROTOCOL, pkt->protocol, pkt);
 		if (slot->flags & SLOT_PEERS)
 			peers_count(number, direction, pkt);
+	}
+	if (slot->flags & SLOT_FILTER) {
+		view_fill(pkt, result, direction);
+		verdict = filter(number, slot->flags, ifindex, direction);
 	}
 	stats_count(number, direction, TABLE_VERDICT, verdict, pkt);
 	return verdict;

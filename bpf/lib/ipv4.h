@@ -41,6 +41,7 @@ static __always_inline enum parse_result ipv4_parse(struct packet *pkt)
 		pkt->flags |= PACKET_FRAGMENT;
 	if (fragment & IPV4_OFFSET_MASK)
 		pkt->flags |= PACKET_LATER_FRAGMENT;
+	pkt->fragment_id = ip->id;
 	pkt->l4_protocol = ip->protocol;
 	pkt->l3_end = pkt->l3_off + total_len;
 	pkt->l4_off = pkt->l3_off + header_len;

@@ -61,7 +61,7 @@ static __always_inline enum parse_result ipv6_parse(struct packet *pkt)
 {
 	struct ipv6hdr *ip6 = packet_header(pkt, pkt->l3_off, sizeof(*ip6));
 	__u32 off = pkt->l3_off + sizeof(*ip6);
-	__u32 payload_len, fragment = 0;
+	__u32 payload_len, fragment = 0, id = 0;
 	__u8 nexthdr;
 
 	pkt->family = FAMILY_IPV6;
@@ -90,6 +90,7 @@ static __always_inline enum parse_result ipv6_parse(struct packet *pkt)
 				pkt->flags |= PACKET_FRAGMENT;
 			if (fragment & IPV6_OFFSET_MASK)
 				pkt->flags |= PACKET_LATER_FRAGMENT;
+			pkt->fragment_id = id;
 			pkt->l4_protocol = nexthdr;
 			pkt->l4_off = off;
 			pkt->payload_off = off;
@@ -103,6 +104,7 @@ static __always_inline enum parse_result ipv6_parse(struct packet *pkt)
 		is_fragment = ipv6_equal(nexthdr, IPPROTO_FRAGMENT);
 		is_auth = ipv6_equal(nexthdr, IPPROTO_AH);
 		fragment |= bpf_ntohs(ext->frag_off) & -is_fragment;
+		id |= ext->identification & -is_fragment;
 		/* 8-byte units less one (RFC 8200, 4.2), 4-byte units less two (RFC 4302, 2.2) */
 		hdrlen = ext->hdrlen & (is_fragment - 1);
 		off += (hdrlen + 1 + is_auth) << (3 - is_auth);

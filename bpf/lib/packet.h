@@ -47,10 +47,11 @@ enum packet_flag {
  * from parse(). Offsets are bytes from the start of the Ethernet header.
  */
 struct packet {
-	void *data;     /* start of the Ethernet header */
-	void *data_end; /* end of the bytes that can be read in place */
-	__u32 len;      /* bytes of the frame, whether they can be read in place or not */
-	__u32 packets;  /* how many packets on a wire it stands for: more than 1 for GSO */
+	void *data;      /* start of the Ethernet header */
+	void *data_end;  /* end of the bytes that can be read in place */
+	__u32 len;       /* bytes of the frame, whether they can be read in place or not */
+	__u32 packets;   /* how many packets on a wire it stands for: more than 1 for GSO */
+	__u32 from_host; /* not 0: made on the node itself, not forwarded; XDP cannot see such */
 	__u32 gso_size; /* bytes of payload in each, 0 if it is not GSO or at XDP, which cannot know */
 
 	__u8 flags;        /* enum packet_flag */
@@ -61,6 +62,7 @@ struct packet {
 	__u32 l3_off;      /* of the IP header */
 	__u32 l3_end;      /* where the IP datagram ends; padding may follow */
 	__u32 l4_off;      /* of the L4 header, 0 if there is none */
+	__u32 fragment_id; /* as it stands in the packet, of the last fragment header parsed */
 	__u32 payload_off; /* behind the last header that was parsed */
 };
 

@@ -23,6 +23,7 @@ static __always_inline enum parse_result parse(struct packet *pkt)
 	pkt->l3_end = 0;
 	pkt->l4_off = 0;
 	pkt->payload_off = 0;
+	pkt->fragment_id = 0;
 	pkt->family = FAMILY_OTHER;
 	pkt->protocol = PROTOCOL_OTHER;
 	result = ethernet_parse(pkt);
@@ -38,6 +39,12 @@ static __always_inline enum parse_result parse(struct packet *pkt)
 	pkt->payload_off = verifier_forget(pkt, pkt->payload_off, 0x1fff);
 	if (result == PARSE_OK && pkt->family != FAMILY_OTHER)
 		result = transport_parse(pkt);
+	pkt->ethertype = verifier_forget_all(pkt, pkt->ethertype);
+	pkt->l4_protocol = verifier_forget_all(pkt, pkt->l4_protocol);
+	pkt->fragment_id = verifier_forget_all(pkt, pkt->fragment_id);
+	pkt->l3_end = verifier_forget_all(pkt, pkt->l3_end);
+	pkt->l3_off = verifier_forget(pkt, pkt->l3_off, 0x1f);
+	pkt->l4_off = verifier_forget(pkt, pkt->l4_off, 0x1fff);
 	pkt->protocol = verifier_forget(pkt, pkt->protocol, 7);
 	pkt->payload_off = verifier_forget(pkt, pkt->payload_off, 0x1fff);
 	return verifier_forget(pkt, result, 3);

@@ -10,7 +10,9 @@
 #define MAX_PODS 4096
 
 enum slot_flag {
-	SLOT_PEERS = 1 << 0, /* the pod has a map of per-peer counters */
+	SLOT_PEERS = 1 << 0,  /* the pod has a map of per-peer counters */
+	SLOT_FILTER = 1 << 1, /* the pod has a policy; without it nothing passes */
+	SLOT_POLICY = 1 << 2, /* which of the slot's two places holds the policy in force */
 };
 
 /*

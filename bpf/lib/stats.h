@@ -6,6 +6,7 @@
 
 #include <bpf/bpf_helpers.h>
 
+#include "drop.h"
 #include "packet.h"
 #include "pod.h"
 #include "verdict.h"
@@ -31,6 +32,7 @@ enum table {
 	TABLE_VERDICT,  /* key: enum verdict; egress: the pod's xdp_stats_map */
 	TABLE_PROTOCOL, /* key: enum protocol */
 	TABLE_KIND,     /* key: enum kind */
+	TABLE_DROP,     /* key: enum drop_reason less one */
 	TABLES,
 };
 
@@ -44,11 +46,12 @@ enum kind {
 	KINDS,
 };
 
-_Static_assert(VERDICTS == TABLE_RECORDS && PROTOCOLS == TABLE_RECORDS && KINDS == TABLE_RECORDS,
+_Static_assert(VERDICTS == TABLE_RECORDS && PROTOCOLS == TABLE_RECORDS && KINDS == TABLE_RECORDS &&
+		       DROP_REASONS - 1 == TABLE_RECORDS,
 	       "all tables have one shape");
 
-/* Entries that a pod has in pod_tables: a power of two, DIRECTIONS * TABLES of them used. */
-#define POD_TABLES 8
+/* Entries that a pod has in pod_tables. */
+#define POD_TABLES (DIRECTIONS * TABLES)
 
 /* One table of a pod. Pinned for the pod. */
 struct table_map {

@@ -15,3 +15,10 @@ static __always_inline __u32 verifier_forget(const struct packet *pkt, __u32 val
 {
 	return (value + (pkt->len >> 20)) & mask;
 }
+
+/* As verifier_forget(), for a value of any 32 bits. */
+static __always_inline __u32 verifier_forget_all(const struct packet *pkt, __u32 value)
+{
+	/* the product may be anything, as far as the verifier reckons */
+	return value + (pkt->len >> 20) * 0x00100001;
+}

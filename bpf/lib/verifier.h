@@ -13,12 +13,17 @@
  */
 static __always_inline __u32 verifier_forget(const struct packet *pkt, __u32 value, __u32 mask)
 {
-	return (value + (pkt->len >> 20)) & mask;
+	value = (value + (pkt->len >> 20)) & mask;
+	/* here, and not where it is first used */
+	barrier_var(value);
+	return value;
 }
 
 /* As verifier_forget(), for a value of any 32 bits. */
 static __always_inline __u32 verifier_forget_all(const struct packet *pkt, __u32 value)
 {
 	/* the product may be anything, as far as the verifier reckons */
-	return value + (pkt->len >> 20) * 0x00100001;
+	value += (pkt->len >> 20) * 0x00100001;
+	barrier_var(value);
+	return value;
 }

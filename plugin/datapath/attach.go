@@ -36,6 +36,8 @@ type AttachOptions struct {
 	Addresses                     []netip.Prefix
 	Mode                          Mode
 	Peers                         uint32 // peers counted apart, 0 for none
+	// Policy is in force before the first hook; nil for no filter.
+	Policy *Policy
 }
 
 // Attach makes an attachment: its maps, entered in the node's, and then its hooks. It is done

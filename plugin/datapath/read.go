@@ -67,6 +67,8 @@ type DirectionStats struct {
 	Verdicts  [bpf.DatapathVerdictVERDICTS]Counter
 	Protocols [bpf.DatapathProtocolPROTOCOLS]Counter
 	Kinds     [bpf.DatapathKindKINDS]Counter
+	// Drops are by reason, less one: the filter's. All 0 without one.
+	Drops [bpf.DatapathDropReasonDROP_REASONS - 1]Counter
 }
 
 // Stats is what was counted for an attachment.

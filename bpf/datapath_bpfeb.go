@@ -69,12 +69,13 @@ type DatapathFlow struct {
 	Seen       uint64
 	Ends       uint64
 	Generation uint32
+	Rule       uint32
+	Port       uint16
 	Initiator  uint8
 	Sent       uint8
 	Fin        uint8
-	Drop       uint8
-	Port       uint16
-	Pad        [6]uint8
+	Flags      uint8
+	Pad        [2]uint8
 }
 
 type DatapathFlowKey struct {
@@ -285,16 +286,26 @@ type DatapathView struct {
 	Quote      DatapathFlowKey
 	Claim      [16]uint8
 	SourceMac  [6]uint8
-	ClaimMac   [6]uint8
+	Ethertype  uint16
 	Flags      uint32
 	FragmentId uint32
 	Len        uint32
 	Packets    uint32
-	Ethertype  uint16
 	Port       uint16
 	TcpFlags   uint8
 	IcmpType   uint8
-	Pad        [6]uint8
+	MacOption  uint8
+	Pad        uint8
+	OptionsOff uint16
+	Decision   struct {
+		_       structs.HostLayout
+		Now     uint64
+		Rule    uint32
+		Reason  uint8
+		Matched uint8
+		Audit   uint8
+		Pad     uint8
+	}
 }
 
 // Names of all BPF objects in the ELF.

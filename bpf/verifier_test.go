@@ -13,7 +13,7 @@ import (
 
 // verifierBudget is what the verifier may walk of a program. It gives up at 1,000,000 (kernel 5.2
 // and later); some branch that multiplies the rest of the program is noticed long before that.
-const verifierBudget = 50_000
+const verifierBudget = 200_000
 
 // TestVerifier loads every program on its own.
 func TestVerifier(t *testing.T) {

@@ -27,13 +27,17 @@ struct decision {
 	__u8 reason;  /* enum drop_reason */
 	__u8 matched; /* whether a rule did */
 	__u8 audit;   /* whether it passes only because the rule is an audit rule */
+	__u8 pad;
 };
+
+/* drop_event.rule if no rule matched. */
+#define DROP_NO_RULE (~0U)
 
 /* What is told of a packet that was dropped, or would have been. Host byte order where not said. */
 struct drop_event {
 	__u64 time;       /* nanoseconds of clock_now() */
 	__u32 ifindex;    /* of the pod's host end */
-	__u32 rule;       /* number of the rule, if reason is DROP_RULE */
+	__u32 rule;       /* number of the rule that decided, or DROP_NO_RULE */
 	__u32 generation; /* of the policy */
 	__u32 len;        /* bytes of the frame */
 	__u8 source[16];  /* network byte order, IPv4 as ::ffff:a.b.c.d; 0 if it is not IP */

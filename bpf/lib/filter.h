@@ -31,59 +31,64 @@ static __always_inline bool filter_same_mac(const __u8 *a, const __u8 *b)
 	return difference == 0;
 }
 
-static __always_inline bool filter_is_zero(const __u8 *address, int from)
-{
-	__u8 bits = 0;
-
-	for (int i = from; i < 16; i++)
-		bits |= address[i];
-	return bits == 0;
-}
-
 /*
- * Whether a packet without a source of its own looks for one: DHCP (RFC 2131), and duplicate
- * address detection with what goes with it (RFC 4862, 5.4).
+ * Whether the packet in the CPU's view has no source and looks for one: DHCP (RFC 2131), and
+ * duplicate address detection with what goes with it (RFC 4861, 4.1 and 4.3; RFC 3590). Global, as
+ * what follows: the verifier walks each once.
  */
-static __always_inline bool filter_is_unspecified(const struct view *view)
+__attribute__((noinline)) int filter_is_unspecified(void)
 {
-	const struct flow_key *key = &view->key;
+	const struct view *view = view_scratch();
+	const struct flow_key *key;
 
-	if (filter_is_zero(key->local, 0))
-		return key->protocol == IPPROTO_ICMPV6 &&
-		       (view->icmp_type == ICMPV6_NEIGHBOUR_SOLICIT ||
-			view->icmp_type == ICMPV6_ROUTER_SOLICIT ||
-			view->icmp_type == ICMPV6_MLD_REPORT ||
-			view->icmp_type == ICMPV6_MLD_DONE ||
-			view->icmp_type == ICMPV6_MLD2_REPORT);
-	return key->local[10] == 0xff && key->local[11] == 0xff && filter_is_zero(key->local, 12) &&
+	if (!view)
+		return false;
+	key = &view->key;
+	if (view->ethertype == ETH_P_IPV6)
+		return view_from_nowhere(view) && (view->icmp_type == ICMPV6_NEIGHBOUR_SOLICIT ||
+						   view->icmp_type == ICMPV6_ROUTER_SOLICIT ||
+						   view->icmp_type == ICMPV6_MLD_REPORT ||
+						   view->icmp_type == ICMPV6_MLD_DONE ||
+						   view->icmp_type == ICMPV6_MLD2_REPORT);
+	return !(key->local[12] | key->local[13] | key->local[14] | key->local[15]) &&
 	       key->protocol == IPPROTO_UDP && key->local_port == bpf_htons(68) &&
 	       key->remote_port == bpf_htons(67);
 }
 
-/* Whether a packet from the pod has or claims the MAC, or claims an address, of another. */
-static __always_inline bool filter_is_spoofed(const struct view *view, const struct policy *policy,
-					      __u32 place)
+/*
+ * Whether the packet in the CPU's view, from the pod whose policy is at place, has or claims the MAC,
+ * or claims an address, of another.
+ */
+__attribute__((noinline)) int filter_is_spoofed(__u32 place)
 {
-	if (!filter_same_mac(view->source_mac, policy->mac))
-		return true;
-	if (view->flags & VIEW_CLAIM_BAD)
-		return true;
-	if ((view->flags & VIEW_CLAIM_MAC) && !filter_same_mac(view->claim_mac, policy->mac))
+	const struct policy *policy = bpf_map_lookup_elem(&policies, &place);
+	const struct view *view = view_scratch();
+
+	if (!view || !policy || !filter_same_mac(view->source_mac, policy->mac) ||
+	    (view->flags & (VIEW_FALSE | VIEW_OTHER_MAC)))
 		return true;
 	return (view->flags & VIEW_CLAIM) && !policy_owns(place, true);
 }
 
 /*
- * Whether an IP packet from the pod has another's source. A packet of a flow need not be asked:
- * the flow's first one was.
+ * Returns the flow of the packet in view if it is to be judged by its flow: NULL if it has none,
+ * or none that lives. The opening of a TCP connection is the rules' to judge, whatever was at its
+ * ports.
  */
-static __always_inline bool filter_has_foreign_source(const struct view *view, __u32 place)
+static __always_inline struct flow *filter_flow(const struct view *view, void *flows, __u64 now)
 {
-	return !filter_is_unspecified(view) && !policy_owns(place, false);
+	struct flow *flow;
+
+	if (view->flags & (VIEW_LATER_FRAGMENT | VIEW_NO_FLOW | VIEW_NEIGHBOUR))
+		return NULL;
+	if (view->key.protocol == IPPROTO_TCP && (view->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
+		return NULL;
+	flow = bpf_map_lookup_elem(flows, &view->key);
+	return flow && flow_live(&view->key, flow, now) ? flow : NULL;
 }
 
 /* Notes a packet of a flow that passes. */
-static __always_inline void filter_refresh(struct flow *flow, const struct view *view,
+static __always_inline void filter_refresh(struct flow *flow, void *flows, const struct view *view,
 					   enum direction direction, __u64 now)
 {
 	/* written seldom, so that two CPUs do not take turns at its cache line */
@@ -94,43 +99,51 @@ static __always_inline void filter_refresh(struct flow *flow, const struct view 
 	if (view->key.protocol != IPPROTO_TCP || !(view->tcp_flags & (TCP_FIN | TCP_RST)))
 		return;
 	if (view->tcp_flags & TCP_RST) {
-		flow->ends = now;
-	} else {
-		flow->fin |= 1 << direction;
-		if (flow->fin == FLOW_BOTH && !flow->ends)
-			flow->ends = now + FLOW_TCP_CLOSING * CLOCK_SECOND;
+		bpf_map_delete_elem(flows, &view->key);
+		return;
 	}
+	flow->fin |= 1 << direction;
+	if (flow->fin == FLOW_BOTH && !flow->ends)
+		flow->ends = now + FLOW_TCP_CLOSING * CLOCK_SECOND;
 }
 
-/* Enters a flow whose first packet passed. */
+/* Enters a flow whose first packet passed; flags are enum flow_flag. */
 static __always_inline void filter_begin(void *flows, const struct policy *policy,
 					 const struct view *view, enum direction direction,
-					 __u64 now)
+					 __u8 flags, __u64 now)
 {
 	struct flow flow = {
 		.seen = now,
 		.generation = policy->generation,
+		.port = view->port,
 		.initiator = direction,
 		.sent = 1 << direction,
-		.port = view->port,
+		.flags = flags,
 	};
 
 	if (view->key.protocol == IPPROTO_TCP) {
-		/* the RST of a connection that nobody knows begins none */
-		if (view->tcp_flags & TCP_RST)
+		/* a reset ends what was at its ports, and begins nothing */
+		if (view->tcp_flags & TCP_RST) {
+			bpf_map_delete_elem(flows, &view->key);
 			return;
+		}
 		if (view->tcp_flags & TCP_FIN)
 			flow.fin = 1 << direction;
 	}
 	bpf_map_update_elem(flows, &view->key, &flow, BPF_ANY);
 }
 
-/* Makes the key of a fragmented datagram of a view's key. */
+/*
+ * Makes the key of the fragmented datagram that the packet in view is a part of. In IPv6 a later
+ * fragment names the extension header that comes first, and not the protocol (RFC 8200, 4.5).
+ */
 static __always_inline void filter_fragment_key(const struct view *view, enum direction direction,
 						struct flow_key *key)
 {
 	*key = view->key;
 	key->kind = FLOW_FRAGMENTS_EGRESS + direction;
+	if (view->ethertype == ETH_P_IPV6)
+		key->protocol = 0;
 	__builtin_memcpy(&key->remote_port, &view->fragment_id, 4);
 }
 
@@ -146,86 +159,117 @@ static __always_inline void filter_rules(const struct policy *policy, __u32 plac
 		decision->reason = action == POLICY_DENY ? DROP_DEFAULT : DROP_NONE;
 		return;
 	}
+	decision->rule = rule >> POLICY_RULE_NUMBER;
+	decision->matched = 1;
 	if (portless && (rule & POLICY_RULE_HAS_PORT)) {
 		decision->reason = DROP_FRAGMENT;
 		return;
 	}
 	action = rule & POLICY_RULE_ACTION;
-	decision->rule = rule >> POLICY_RULE_NUMBER;
-	decision->matched = 1;
 	decision->audit = action == POLICY_AUDIT;
 	decision->reason = action == POLICY_DENY ? DROP_RULE : DROP_NONE;
 }
 
-/* Judges an IP packet that is not spoofed and not neighbour discovery. */
-static __always_inline void filter_judge(const struct view *view, const struct policy *policy,
-					 void *flows, __u32 place, enum direction direction,
-					 struct decision *decision)
+/* Judges a later fragment by its first one, or, if that is not known, by the rules. */
+static __always_inline void filter_later_fragment(const struct view *view,
+						  const struct policy *policy, void *flows,
+						  __u32 place, enum direction direction,
+						  struct decision *decision)
 {
-	bool trusted = (view->flags & VIEW_FROM_HOST) && (policy->flags & POLICY_ALLOW_HOST);
-	bool stateful = policy->flags & POLICY_STATEFUL;
-	__u64 now = decision->now;
-	enum direction asked = direction;
-	__u16 port = view->port;
-	bool guarded = direction == DIRECTION_EGRESS && (policy->flags & POLICY_ANTI_SPOOF);
-	struct flow *flow = NULL;
+	struct flow_key key;
+	struct flow *first;
+
+	filter_fragment_key(view, direction, &key);
+	first = bpf_map_lookup_elem(flows, &key);
+	if (!first || !flow_live(&key, first, decision->now)) {
+		filter_rules(policy, place, direction, 0, true, decision);
+		return;
+	}
+	/* the rules of another policy have other numbers */
+	if (first->rule && first->generation == policy->generation) {
+		decision->matched = 1;
+		decision->rule = first->rule - 1;
+		decision->audit = !!(first->flags & FLOW_AUDIT);
+	}
+}
+
+/*
+ * Notes the decision on a first fragment for the later ones. One that was dropped is not noted:
+ * what nobody lets through is not to fill the table, and the rules, asked without ports, drop what
+ * belongs to it.
+ */
+static __always_inline void filter_first_fragment(const struct view *view,
+						  const struct policy *policy, void *flows,
+						  enum direction direction,
+						  const struct decision *decision)
+{
+	struct flow note = {
+		.seen = decision->now,
+		.generation = policy->generation,
+		.rule = decision->matched ? decision->rule + 1 : 0,
+		.flags = decision->audit ? FLOW_AUDIT : 0,
+	};
 	struct flow_key key;
 
-	if (view->flags & VIEW_LATER_FRAGMENT) {
-		if (trusted)
-			return;
-		filter_fragment_key(view, direction, &key);
-		flow = bpf_map_lookup_elem(flows, &key);
-		if (flow && flow_live(&key, flow, now)) {
-			decision->reason = flow->drop;
-			return;
-		}
-		if (guarded && filter_has_foreign_source(view, place)) {
-			decision->reason = DROP_SPOOF;
-			return;
-		}
-		filter_rules(policy, place, asked, port, true, decision);
+	filter_fragment_key(view, direction, &key);
+	if (decision->reason == DROP_NONE)
+		bpf_map_update_elem(flows, &key, &note, BPF_ANY);
+	else
+		bpf_map_delete_elem(flows, &key);
+}
+
+/*
+ * Judges an IP packet by the flow it belongs to, NULL for none, and by the rules; enters in the
+ * flows what passes. owned: its local address is known to be the pod's.
+ */
+static __always_inline void filter_judge(const struct view *view, const struct policy *policy,
+					 void *flows, struct flow *flow, __u32 place,
+					 enum direction direction, bool owned,
+					 struct decision *decision)
+{
+	bool trusted = direction == DIRECTION_INGRESS && (view->flags & VIEW_FROM_HOST) &&
+		       (policy->flags & POLICY_ALLOW_HOST);
+	bool stateful = policy->flags & POLICY_STATEFUL;
+	__u64 now = decision->now;
+	__u8 flags = owned ? FLOW_OWNED : 0;
+
+	if (view->flags & VIEW_NEIGHBOUR)
+		return;
+	if (!trusted && (view->flags & VIEW_LATER_FRAGMENT)) {
+		filter_later_fragment(view, policy, flows, place, direction, decision);
 		return;
 	}
-	if (stateful && (view->flags & VIEW_QUOTE) && !trusted &&
-	    !(guarded && filter_has_foreign_source(view, place))) {
-		flow = bpf_map_lookup_elem(flows, &view->quote);
-		if (flow && flow_live(&view->quote, flow, now))
-			return;
-		flow = NULL;
-	}
-	/* an opening of a TCP connection is the rules' to judge, whatever was at its ports */
-	if (stateful && (view->key.protocol != IPPROTO_TCP ||
-			 (view->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)) {
-		flow = bpf_map_lookup_elem(flows, &view->key);
-		if (flow && !flow_live(&view->key, flow, now))
-			flow = NULL;
-		if (flow && (flow->generation == policy->generation || trusted)) {
-			filter_refresh(flow, view, direction, now);
-			return;
-		}
-		if (flow) {
-			asked = flow->initiator & 1;
-			port = flow->port;
-		}
-	}
-	if (!flow && guarded && filter_has_foreign_source(view, place)) {
-		decision->reason = DROP_SPOOF;
-		return;
-	}
-	if (!trusted)
-		filter_rules(policy, place, asked, port, false, decision);
-	if (!stateful)
-		return;
-	if (!flow) {
-		if (decision->reason == DROP_NONE)
-			filter_begin(flows, policy, view, direction, now);
-	} else if (decision->reason == DROP_NONE) {
-		flow->generation = policy->generation;
-		filter_refresh(flow, view, direction, now);
+	if (trusted) {
+		flags |= FLOW_BY_HOST;
 	} else {
-		bpf_map_delete_elem(flows, &view->key);
+		if (stateful && (view->flags & VIEW_QUOTE)) {
+			const struct flow *about = bpf_map_lookup_elem(flows, &view->quote);
+
+			if (about && flow_live(&view->quote, about, now))
+				return;
+		}
+		if (!flow) {
+			filter_rules(policy, place, direction, view->port, false, decision);
+		} else if (flow->generation != policy->generation) {
+			/* what the node began is not the rules' to judge, as long as it may */
+			if (!(flow->flags & FLOW_BY_HOST) || !(policy->flags & POLICY_ALLOW_HOST))
+				filter_rules(policy, place, flow->initiator & 1, flow->port, false,
+					     decision);
+			if (decision->reason != DROP_NONE) {
+				bpf_map_delete_elem(flows, &view->key);
+			} else {
+				flow->flags = (flow->flags & ~FLOW_OWNED) | flags;
+				flow->generation = policy->generation;
+			}
+		}
 	}
+	if (!stateful || decision->reason != DROP_NONE ||
+	    (view->flags & (VIEW_LATER_FRAGMENT | VIEW_NO_FLOW)))
+		return;
+	if (flow)
+		filter_refresh(flow, flows, view, direction, now);
+	else
+		filter_begin(flows, policy, view, direction, flags, now);
 }
 
 /* Decides about a packet of a pod with a policy. */
@@ -233,33 +277,44 @@ static __always_inline void filter_decide(const struct view *view, const struct 
 					  void *flows, __u32 place, enum direction direction,
 					  struct decision *decision)
 {
+	bool guarded = direction == DIRECTION_EGRESS && (policy->flags & POLICY_ANTI_SPOOF);
+	struct flow *flow = NULL;
+	bool owned = false;
+
 	if (view->flags & VIEW_BROKEN) {
 		decision->reason = DROP_MALFORMED;
 		return;
 	}
-	if (direction == DIRECTION_EGRESS && (policy->flags & POLICY_ANTI_SPOOF) &&
-	    filter_is_spoofed(view, policy, place)) {
+	if (guarded && filter_is_spoofed(place)) {
 		decision->reason = DROP_SPOOF;
 		return;
 	}
-	if ((view->flags & VIEW_ND) && direction == DIRECTION_EGRESS &&
-	    (policy->flags & POLICY_ANTI_SPOOF) && filter_has_foreign_source(view, place))
-		decision->reason = DROP_SPOOF;
-	if (view->flags & (VIEW_ARP | VIEW_ND))
+	if (view->flags & VIEW_ARP)
 		return;
 	if (!(view->flags & VIEW_IP)) {
 		if (policy->direction[direction & 1].action == POLICY_DENY)
 			decision->reason = DROP_DEFAULT;
 		return;
 	}
-	filter_judge(view, policy, flows, place, direction, decision);
-	if (view->flags & VIEW_FIRST_FRAGMENT) {
-		struct flow note = {.seen = decision->now, .drop = decision->reason};
-		struct flow_key key;
-
-		filter_fragment_key(view, direction, &key);
-		bpf_map_update_elem(flows, &key, &note, BPF_ANY);
+	if (policy->flags & POLICY_STATEFUL)
+		flow = filter_flow(view, flows, decision->now);
+	if (guarded) {
+		/* a flow was asked once, so that its packets need not be */
+		owned = flow && flow->generation == policy->generation &&
+			(flow->flags & FLOW_OWNED);
+		if (!owned)
+			owned = policy_owns(place, false);
+		if (!owned && !filter_is_unspecified()) {
+			decision->reason = DROP_SPOOF;
+			return;
+		}
+		if (flow && owned && flow->generation == policy->generation &&
+		    !(flow->flags & FLOW_OWNED))
+			flow->flags |= FLOW_OWNED;
 	}
+	filter_judge(view, policy, flows, flow, place, direction, owned, decision);
+	if (view->flags & VIEW_FIRST_FRAGMENT)
+		filter_first_fragment(view, policy, flows, direction, decision);
 }
 
 /* Tells of a packet that was dropped, or would have been, if there is room and time. */
@@ -278,7 +333,7 @@ static __always_inline void filter_tell(const struct view *view, const struct po
 	__builtin_memset(event, 0, sizeof(*event));
 	event->time = decision->now;
 	event->ifindex = ifindex;
-	event->rule = decision->rule;
+	event->rule = decision->matched ? decision->rule : DROP_NO_RULE;
 	event->generation = policy->generation;
 	event->len = view->len;
 	__builtin_memcpy(event->source, from_pod ? view->key.local : view->key.remote, 16);
@@ -302,10 +357,11 @@ static __always_inline void filter_tell(const struct view *view, const struct po
 __attribute__((noinline)) int filter(__u32 number, __u32 slot_flags, __u32 ifindex, __u32 direction)
 {
 	__u32 place = number * POLICY_PLACES + !!(slot_flags & SLOT_POLICY);
-	struct decision decision = {.now = clock_now()};
+	struct decision *decision;
 	struct packet sizes = {};
 	struct policy *policy;
 	struct view *view;
+	__u8 reason;
 	void *flows;
 
 	view = view_scratch();
@@ -314,14 +370,18 @@ __attribute__((noinline)) int filter(__u32 number, __u32 slot_flags, __u32 ifind
 	if (!view || !policy || !flows)
 		return VERDICT_DROP;
 	direction &= 1;
-	filter_decide(view, policy, flows, place, direction, &decision);
+	decision = &view->decision;
+	__builtin_memset(decision, 0, sizeof(*decision));
+	decision->now = clock_now();
+	filter_decide(view, policy, flows, place, direction, decision);
 	sizes.len = view->len;
 	sizes.packets = view->packets;
-	if (decision.matched)
-		policy_count(policy, place, decision.rule, decision.now, &sizes);
-	if (decision.reason != DROP_NONE)
-		stats_count(number, direction, TABLE_DROP, decision.reason - 1, &sizes);
-	if (decision.reason != DROP_NONE || decision.audit)
-		filter_tell(view, policy, ifindex, direction, &decision);
-	return decision.reason == DROP_NONE ? VERDICT_PASS : VERDICT_DROP;
+	if (decision->matched)
+		policy_count(policy, place, decision->rule, decision->now, &sizes);
+	reason = decision->reason;
+	if (reason != DROP_NONE)
+		stats_count(number, direction, TABLE_DROP, reason - 1, &sizes);
+	if (reason != DROP_NONE || decision->audit)
+		filter_tell(view, policy, ifindex, direction, decision);
+	return reason == DROP_NONE ? VERDICT_PASS : VERDICT_DROP;
 }

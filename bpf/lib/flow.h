@@ -15,8 +15,15 @@
 /* What an entry of a pod's flow table stands for. */
 enum flow_kind {
 	FLOW_CONNECTION,
-	FLOW_FRAGMENTS_EGRESS, /* a fragmented datagram; the ports hold its identification */
+	/* A fragmented datagram whose first fragment passed; the ports hold its identification. */
+	FLOW_FRAGMENTS_EGRESS,
 	FLOW_FRAGMENTS_INGRESS,
+};
+
+enum flow_flag {
+	FLOW_BY_HOST = 1 << 0, /* the node began it, and no rule was asked */
+	FLOW_OWNED = 1 << 1,   /* its local address is the pod's, by the policy of generation */
+	FLOW_AUDIT = 1 << 2,   /* fragments: rule is an audit rule */
 };
 
 /* Addresses in network byte order, IPv4 as ::ffff:a.b.c.d. */
@@ -34,13 +41,14 @@ struct flow_key {
 struct flow {
 	__u64 seen;       /* clock_now() of its last packet, to a second */
 	__u64 ends;       /* clock_now() at which it ends whatever comes; 0: not yet known */
-	__u32 generation; /* of the policy that let it begin */
+	__u32 generation; /* of the policy that let it pass */
+	__u32 rule;       /* fragments: number of the rule that decided, plus 1; 0: none */
+	__u16 port;       /* of the first packet as struct view has it, host byte order */
 	__u8 initiator;   /* enum direction of its first packet */
 	__u8 sent;        /* bits by enum direction: who has sent */
 	__u8 fin;         /* bits by enum direction: who has sent a TCP FIN */
-	__u8 drop;        /* fragments: enum drop_reason of the first one, 0 if it passed */
-	__be16 port;      /* destination port of the first packet, network byte order */
-	__u8 pad[6];
+	__u8 flags;       /* enum flow_flag */
+	__u8 pad[2];
 };
 
 /*
@@ -75,21 +83,33 @@ struct {
 
 #define FLOW_BOTH (1 << DIRECTION_EGRESS | 1 << DIRECTION_INGRESS)
 
-/* Whether the flow is not over at now. */
+/*
+ * Whether a flow of protocol and kind is not over at now; the rest is as in struct flow. Global,
+ * with numbers for arguments: the verifier walks it once, and not for each timeout.
+ */
+__attribute__((noinline)) int flow_live_until(__u32 protocol_kind, __u32 sent, __u64 seen,
+					      __u64 ends, __u64 now)
+{
+	bool both = (sent & FLOW_BOTH) == FLOW_BOTH;
+	__u64 timeout = FLOW_OTHER_TIMEOUT;
+
+	if (ends && now >= ends)
+		return false;
+	if (protocol_kind >> 8 != FLOW_CONNECTION)
+		timeout = FLOW_FRAGMENTS_TIMEOUT;
+	else if (protocol_kind == IPPROTO_TCP)
+		timeout = both ? FLOW_TCP_TIMEOUT : FLOW_TCP_OPENING;
+	else if (protocol_kind == IPPROTO_UDP)
+		timeout = both ? FLOW_UDP_BOTH_TIMEOUT : FLOW_UDP_TIMEOUT;
+	else if (protocol_kind == IPPROTO_ICMP || protocol_kind == IPPROTO_ICMPV6)
+		timeout = FLOW_ICMP_TIMEOUT;
+	return now < seen + timeout * CLOCK_SECOND;
+}
+
+/* Whether the flow of key is not over at now. */
 static __always_inline bool flow_live(const struct flow_key *key, const struct flow *flow,
 				      __u64 now)
 {
-	__u64 timeout = FLOW_OTHER_TIMEOUT;
-
-	if (flow->ends && now >= flow->ends)
-		return false;
-	if (key->kind != FLOW_CONNECTION)
-		timeout = FLOW_FRAGMENTS_TIMEOUT;
-	else if (key->protocol == IPPROTO_TCP)
-		timeout = flow->sent == FLOW_BOTH ? FLOW_TCP_TIMEOUT : FLOW_TCP_OPENING;
-	else if (key->protocol == IPPROTO_UDP)
-		timeout = flow->sent == FLOW_BOTH ? FLOW_UDP_BOTH_TIMEOUT : FLOW_UDP_TIMEOUT;
-	else if (key->protocol == IPPROTO_ICMP || key->protocol == IPPROTO_ICMPV6)
-		timeout = FLOW_ICMP_TIMEOUT;
-	return now < flow->seen + timeout * CLOCK_SECOND;
+	return flow_live_until(key->protocol | key->kind << 8, flow->sent, flow->seen, flow->ends,
+			       now);
 }

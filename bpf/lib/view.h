@@ -11,6 +11,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "drop.h"
 #include "flow.h"
 #include "ipv4.h"
 #include "packet.h"
@@ -24,11 +25,12 @@ enum view_flag {
 	VIEW_LATER_FRAGMENT = 1 << 3, /* without ports */
 	VIEW_FIRST_FRAGMENT = 1 << 4,
 	VIEW_FROM_HOST = 1 << 5, /* made on the node itself */
-	VIEW_ND = 1 << 6,        /* neighbour discovery or multicast listeners */
+	VIEW_NEIGHBOUR = 1 << 6, /* neighbour discovery or multicast listeners */
 	VIEW_CLAIM = 1 << 7,     /* claim holds an address that the packet claims */
-	VIEW_CLAIM_MAC = 1 << 8, /* claim_mac holds a MAC that it claims */
-	VIEW_CLAIM_BAD = 1 << 9, /* what it claims is contradictory, or a router's to claim */
+	VIEW_FALSE = 1 << 8,     /* claims what no pod may */
+	VIEW_OTHER_MAC = 1 << 9, /* claims a MAC that is not the source of its Ethernet header */
 	VIEW_QUOTE = 1 << 10,    /* an ICMP error; quote holds the flow it is about */
+	VIEW_NO_FLOW = 1 << 11,  /* ICMP about another packet: belongs to no flow of its own */
 };
 
 /*
@@ -41,16 +43,18 @@ struct view {
 	struct flow_key quote;
 	__u8 claim[16]; /* network byte order, IPv4 as ::ffff:a.b.c.d */
 	__u8 source_mac[6];
-	__u8 claim_mac[6];
+	__u16 ethertype;   /* host byte order */
 	__u32 flags;       /* enum view_flag */
 	__u32 fragment_id; /* as it stands in the packet */
 	__u32 len;         /* as struct packet */
 	__u32 packets;     /* as struct packet */
-	__u16 ethertype;   /* host byte order */
 	__u16 port;        /* destination port, or ICMP type << 8 | code; host byte order */
 	__u8 tcp_flags;    /* byte 13 of the TCP header */
-	__u8 icmp_type;
-	__u8 pad[6];
+	__u8 icmp_type;    /* of ICMP in IPv4 and ICMPv6 in IPv6 */
+	__u8 mac_option;   /* neighbour discovery: type of the option that claims a MAC, or 0 */
+	__u8 pad;
+	__u16 options_off; /* neighbour discovery: where its options begin in the frame, or 0 */
+	struct decision decision; /* the filter's, here for the same reason */
 };
 
 struct {
@@ -94,8 +98,11 @@ struct arp_ethernet {
 
 #define ND_OPTION_SOURCE_MAC 1
 #define ND_OPTION_TARGET_MAC 2
-/* Options of a neighbour discovery message that are read; a longer list is VIEW_CLAIM_BAD. */
-#define ND_MAX_OPTIONS       4
+/* Options of a neighbour discovery message that are read; a longer list is malformed. */
+#define ND_MAX_OPTIONS       8
+
+/* Bytes of the target in solicitations and advertisements of neighbours (RFC 4861, 4.3, 4.4). */
+#define ND_TARGET_LEN 16
 
 /* A neighbour discovery option of 8 bytes, as the link-layer addresses are. */
 struct nd_option {
@@ -103,6 +110,9 @@ struct nd_option {
 	__u8 len; /* in units of 8 bytes */
 	__u8 mac[6];
 };
+
+/* Bytes of an SCTP common header (RFC 9260, 3.1). */
+#define SCTP_HEADER_LEN 12
 
 static __always_inline bool view_is_icmp(__u8 protocol)
 {
@@ -115,7 +125,21 @@ static __always_inline bool view_is_echo(__u8 protocol, __u8 type)
 	return protocol == IPPROTO_ICMP ? type == 8 || type == 0 : type == 128 || type == 129;
 }
 
-/* Whether an ICMP message is an error that quotes a packet (RFC 792, RFC 4443). */
+/*
+ * Whether an ICMP message is about another packet (RFC 1122, 3.2.2; RFC 4443, 2.1): an error or a
+ * redirect.
+ */
+static __always_inline bool view_is_about(__u8 protocol, __u8 type)
+{
+	return protocol == IPPROTO_ICMP
+		       ? type == 3 || type == 4 || type == 5 || type == 11 || type == 12
+		       : type < 128;
+}
+
+/*
+ * Whether an ICMP message passes with the flow that it is about. A redirect does not: it is about
+ * the way of all packets, and whoever sends one need not be a router.
+ */
 static __always_inline bool view_is_error(__u8 protocol, __u8 type)
 {
 	return protocol == IPPROTO_ICMP ? type == 3 || type == 4 || type == 11 || type == 12
@@ -188,77 +212,131 @@ static __always_inline __u8 *view_ports(const struct packet *pkt, __u32 off, boo
 	return l4;
 }
 
+/* Returns 1 if a != b, else 0, without a branch: see ipv6_equal(). */
+static __always_inline __u32 view_differs(__u32 a, __u32 b)
+{
+	__u32 difference = a ^ b;
+
+	barrier_var(difference);
+	return (difference | -difference) >> 31;
+}
+
+/* Returns VIEW_OTHER_MAC if a packet claims another MAC than it is sent from, else 0. */
+static __always_inline __u32 view_other_mac(const struct view *view, const __u8 *claimed)
+{
+	__u32 difference = 0;
+
+	for (int i = 0; i < 6; i++)
+		difference |= view->source_mac[i] ^ claimed[i];
+	return view_differs(difference, 0) * VIEW_OTHER_MAC;
+}
+
 /* Reads what an ARP packet claims. */
 static __always_inline void view_arp(const struct packet *pkt, struct view *view)
 {
 	struct arp_ethernet *arp = packet_header(pkt, pkt->l3_off, sizeof(*arp));
 
+	if (!arp) {
+		view->flags |= VIEW_BROKEN;
+		return;
+	}
 	view->flags |= VIEW_ARP;
-	if (!arp || arp->hardware_len != 6 || arp->protocol_len != 4) {
-		view->flags |= VIEW_CLAIM_BAD;
+	if (arp->hardware != bpf_htons(1) || arp->protocol != bpf_htons(ETH_P_IP) ||
+	    arp->hardware_len != 6 || arp->protocol_len != 4) {
+		view->flags |= VIEW_FALSE; /* nobody can check it */
 		return;
 	}
 	view->claim[10] = view->claim[11] = 0xff;
 	__builtin_memcpy(view->claim + 12, arp->sender_ip, 4);
-	__builtin_memcpy(view->claim_mac, arp->sender_mac, 6);
-	view->flags |= VIEW_CLAIM_MAC;
+	view->flags |= view_other_mac(view, arp->sender_mac);
 	/* a probe for an address asks without one (RFC 5227, 2.1.1) */
 	if (view->claim[12] | view->claim[13] | view->claim[14] | view->claim[15])
 		view->flags |= VIEW_CLAIM;
 }
 
-/* Reads what a message of neighbour discovery or of multicast listeners claims. */
+/* Whether an IPv6 packet that the pod sent is from the unspecified address. */
+static __always_inline bool view_from_nowhere(const struct view *view)
+{
+	__u8 bits = 0;
+
+	for (int i = 0; i < 16; i++)
+		bits |= view->key.local[i];
+	return bits == 0;
+}
+
+/*
+ * Reads what a message of neighbour discovery claims (RFC 4861, 4). An option that cannot be
+ * walked makes it broken, as it does for its receiver (RFC 4861, 6.1 and 7.1).
+ */
 static __always_inline void view_nd(const struct packet *pkt, struct view *view)
 {
 	__u32 off = pkt->l4_off + 8;
+	__u8 mac_option = ND_OPTION_SOURCE_MAC;
 
-	view->flags |= VIEW_ND;
 	switch (view->icmp_type) {
-	case ICMPV6_NEIGHBOUR_SOLICIT:
-	case ICMPV6_NEIGHBOUR_ADVERT: {
-		__u8 *target = packet_header(pkt, off, 16);
-
-		if (!target) {
-			view->flags |= VIEW_CLAIM_BAD;
-			return;
-		}
-		if (view->icmp_type == ICMPV6_NEIGHBOUR_ADVERT) {
-			__builtin_memcpy(view->claim, target, 16);
-			view->flags |= VIEW_CLAIM;
-		}
-		off += 16;
-		break;
-	}
 	case ICMPV6_ROUTER_SOLICIT:
 		break;
 	case ICMPV6_ROUTER_ADVERT:
 	case ICMPV6_REDIRECT:
-		view->flags |= VIEW_CLAIM_BAD; /* only routers send these */
+		/* only routers send these; what is in them is for their receivers to judge */
+		view->flags |= VIEW_FALSE;
 		return;
-	default:
-		return;
-	}
-	for (int i = 0; i <= ND_MAX_OPTIONS; i++) {
-		struct nd_option *option;
+	case ICMPV6_NEIGHBOUR_SOLICIT:
+		/* its option is not for one without an address (RFC 4861, 4.3) */
+		if (view_from_nowhere(view))
+			mac_option = 0;
+		off += ND_TARGET_LEN;
+		break;
+	default: { /* ICMPV6_NEIGHBOUR_ADVERT */
+		__u8 *target = packet_header(pkt, off, ND_TARGET_LEN);
 
-		if (off + sizeof(*option) > pkt->l3_end)
+		if (!target) {
+			view->flags |= VIEW_BROKEN;
 			return;
-		option = packet_header(pkt, off, sizeof(*option));
-		if (!option || option->len == 0 || i == ND_MAX_OPTIONS)
-			break;
-		if (option->type == ND_OPTION_SOURCE_MAC || option->type == ND_OPTION_TARGET_MAC) {
-			__u16 other = 0;
-
-			for (int j = 0; j < 6; j++)
-				other |= view->claim_mac[j] ^ option->mac[j];
-			if ((view->flags & VIEW_CLAIM_MAC) && other)
-				break;
-			__builtin_memcpy(view->claim_mac, option->mac, 6);
-			view->flags |= VIEW_CLAIM_MAC;
 		}
-		off = verifier_forget(pkt, off + option->len * 8, 0x1fff);
+		__builtin_memcpy(view->claim, target, ND_TARGET_LEN);
+		view->flags |= VIEW_CLAIM;
+		mac_option = ND_OPTION_TARGET_MAC;
+		off += ND_TARGET_LEN;
+		break;
 	}
-	view->flags |= VIEW_CLAIM_BAD;
+	}
+	view->options_off = off;
+	view->mac_option = mac_option;
+}
+
+/*
+ * Reads the options of a neighbour discovery message. Apart from the rest of the view, and after
+ * it: where all ways to get here are one to the verifier.
+ */
+static __always_inline void view_nd_options(const struct packet *pkt, struct view *view)
+{
+	volatile __u16 *next = &view->options_off;
+	__u32 off;
+
+	for (int i = 0; i < ND_MAX_OPTIONS; i++) {
+		struct nd_option *option;
+		__u32 is_mac, bad, other;
+
+		off = *next & 0x1fff;
+		barrier_var(off);
+		if (off + sizeof(*option) > pkt->l3_end)
+			break;
+		option = packet_header(pkt, off, sizeof(*option));
+		if (!option)
+			break;
+		/* without branches, as they multiply with the options */
+		is_mac = 1 - (view_differs(option->type, ND_OPTION_SOURCE_MAC) &
+			      view_differs(option->type, ND_OPTION_TARGET_MAC));
+		bad = 1 - view_differs(option->len, 0);
+		bad |= is_mac & view_differs(option->len, 1);
+		view->flags |= bad * VIEW_BROKEN;
+		other = view_other_mac(view, option->mac);
+		view->flags |= other & (view_differs(option->type, view->mac_option) - 1);
+		*next = off + option->len * 8;
+	}
+	if (*next != pkt->l3_end)
+		view->flags |= VIEW_BROKEN;
 }
 
 /*
@@ -292,9 +370,39 @@ static __always_inline void view_quote(const struct packet *pkt, enum direction 
 		off += sizeof(*ip6);
 	}
 	off = verifier_forget(pkt, off, 0x1fff);
-	if (!view_has_ports(pkt->family, view->quote.protocol) ||
-	    view_ports(pkt, off, by_pod, &view->quote))
-		view->flags |= VIEW_QUOTE;
+	/* RFC 792: as many bytes of what is behind the header are quoted at least */
+	if (off + 8 > pkt->l3_end || !packet_header(pkt, off, 8))
+		return;
+	if (view_has_ports(pkt->family, view->quote.protocol))
+		view_ports(pkt, off, by_pod, &view->quote);
+	view->flags |= VIEW_QUOTE;
+}
+
+/* Reads what an ICMP message of its family is about, or claims. */
+static __always_inline void view_icmp(const struct packet *pkt, enum direction direction,
+				      struct view *view)
+{
+	__u8 type = view->icmp_type;
+
+	if (view_is_about(pkt->l4_protocol, type)) {
+		view->flags |= VIEW_NO_FLOW;
+		if (view_is_error(pkt->l4_protocol, type))
+			view_quote(pkt, direction, view);
+		return;
+	}
+	if (pkt->l4_protocol != IPPROTO_ICMPV6)
+		return;
+	if (type >= ICMPV6_ROUTER_SOLICIT && type <= ICMPV6_REDIRECT) {
+		view->flags |= VIEW_NEIGHBOUR;
+		/* its receiver drops it as well (RFC 6980, 5), and its options cannot be checked */
+		if (view->flags & VIEW_FIRST_FRAGMENT)
+			view->flags |= VIEW_BROKEN;
+		else
+			view_nd(pkt, view);
+	} else if ((type >= ICMPV6_MLD_QUERY && type <= ICMPV6_MLD_DONE) ||
+		   type == ICMPV6_MLD2_REPORT) {
+		view->flags |= VIEW_NEIGHBOUR;
+	}
 }
 
 /* Fills the view of an IP packet that was parsed. */
@@ -323,7 +431,9 @@ static __always_inline void view_ip(const struct packet *pkt, enum direction dir
 	/* the parser does not know SCTP, and has not looked at its header */
 	if (pkt->l4_off)
 		off = pkt->l4_off;
-	l4 = off + 8 > pkt->l3_end ? NULL : view_ports(pkt, off, from_pod, &view->key);
+	else if (off + SCTP_HEADER_LEN > pkt->l3_end || !packet_header(pkt, off, SCTP_HEADER_LEN))
+		view->flags |= VIEW_BROKEN;
+	l4 = view_ports(pkt, off, from_pod, &view->key);
 	if (!l4) {
 		view->flags |= VIEW_BROKEN;
 		return;
@@ -332,13 +442,7 @@ static __always_inline void view_ip(const struct packet *pkt, enum direction dir
 	if (view_is_icmp(pkt->l4_protocol)) {
 		view->icmp_type = l4[0];
 		view->port = l4[0] << 8 | l4[1];
-		if (view_is_error(pkt->l4_protocol, view->icmp_type))
-			view_quote(pkt, direction, view);
-		else if (pkt->l4_protocol == IPPROTO_ICMPV6 &&
-			 ((view->icmp_type >= ICMPV6_MLD_QUERY &&
-			   view->icmp_type <= ICMPV6_REDIRECT) ||
-			  view->icmp_type == ICMPV6_MLD2_REPORT))
-			view_nd(pkt, view);
+		view_icmp(pkt, direction, view);
 	} else if (pkt->l4_protocol == IPPROTO_TCP) {
 		__u8 *flags = packet_header(pkt, off + 13, 1);
 
@@ -372,4 +476,6 @@ static __always_inline void view_fill(const struct packet *pkt, enum parse_resul
 		view_ip(pkt, direction, view);
 	else if (pkt->ethertype == ETH_P_ARP)
 		view_arp(pkt, view);
+	if (view->options_off)
+		view_nd_options(pkt, view);
 }

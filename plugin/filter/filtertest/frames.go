@@ -1,6 +1,7 @@
 package filtertest
 
 import (
+	"bytes"
 	"math/rand/v2"
 	"net/netip"
 
@@ -224,7 +225,10 @@ func brokenFrame(rng *rand.Rand, outer []packets.Layer, etherType uint16) []byte
 		}
 		return build(short, udpHeader)
 	}
-	switch rng.IntN(5) {
+	switch rng.IntN(6) {
+	case 5: // too many options
+		return build(own6, packets.ICMPv6{Type: new(uint8(133)), Rest: new([4]byte)},
+			packets.Payload(bytes.Repeat([]byte{1, 1, 2, 0, 0, 0, 0, 1}, maxOptions+1)))
 	case 0:
 		return cut(build(own6, packets.HopByHop(), udpHeader))
 	case 1:

@@ -160,6 +160,9 @@ func randomICMP(rng *rand.Rand, f *conf.Filter, p *model.Packet, s model.Subject
 
 func randomND(rng *rand.Rand, icmpType uint8) *model.ND {
 	nd := &model.ND{}
+	if icmpType == 134 || icmpType == 137 {
+		return nd
+	}
 	if icmpType == 135 || icmpType == 136 {
 		nd.Target = pick(rng, local6, local6, link6, host6, bases[6])
 	}

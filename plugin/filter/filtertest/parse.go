@@ -187,18 +187,23 @@ func parseICMP(r *reader, p *model.Packet) {
 	}
 }
 
+// maxOptions is how many options a neighbour discovery message may have.
+const maxOptions = 8
+
 // parseND reads the part of the message that its type has, and its options (RFC 4861, 4.1 to 4.6).
 func parseND(r *reader, icmpType uint8) *model.ND {
 	nd := &model.ND{}
 	switch icmpType {
-	case 134:
-		r.take(8)
+	case 134, 137:
+		return nd
 	case 135, 136:
 		nd.Target = r.address6()
-	case 137:
-		r.take(32)
 	}
-	for !r.broken && len(r.data) > 0 {
+	for n := 0; !r.broken && len(r.data) > 0; n++ {
+		if n == maxOptions {
+			r.broken = true
+			break
+		}
 		number, size := r.uint8(), int(r.uint8())
 		body := r.take(8*size - 2)
 		if number != 1 && number != 2 || r.broken {

@@ -22,7 +22,11 @@ func (m *Model) Decide(p Packet, d conf.Direction, now time.Duration) Verdict {
 	}
 	v := m.decideIP(&p, d, now)
 	if p.Fragment.First {
-		m.fragments[p.fragmentKey(d)] = fragment{v, m.generation, now + TimeoutFragments}
+		if v.Pass {
+			m.fragments[p.fragmentKey(d)] = fragment{v, m.generation, now + TimeoutFragments}
+		} else {
+			delete(m.fragments, p.fragmentKey(d))
+		}
 	}
 	return v
 }
@@ -85,9 +89,6 @@ func (m *Model) decideLater(p *Packet, d conf.Direction, now time.Duration) Verd
 		v.Step = StepFragment
 		if first.generation != m.generation {
 			v.Rule, v.WouldDeny = -1, false
-			if !v.Pass {
-				v.Reason = ReasonFragment
-			}
 		}
 		return v
 	}

@@ -12,8 +12,11 @@
 //  3. ARP passes. Of what is not IP besides, the default of the direction decides.
 //  4. Neighbour discovery and multicast listener messages pass.
 //  5. With allowHost, what the node itself sends to the pod passes, and makes a flow.
-//  6. A later fragment follows its first fragment. If that is not known, the first rule decides whose
-//     addresses and protocol match; one that has ports, or an ICMP type, cannot, and it is dropped.
+//  6. A later fragment passes if its first fragment did. If that is not known, or was dropped, the
+//     first rule decides whose addresses and protocol match; one that has ports, or an ICMP type,
+//     cannot, and it is dropped. What is dropped is not remembered, so that nobody fills the memory
+//     with it; the rules come to the same, since what denied the first fragment either needs no port
+//     or comes behind one that does.
 //  7. If stateful, ICMP errors about a live flow pass. They do not make it live longer.
 //  8. If stateful, packets of a live flow pass, and make it live longer. Of a flow that an older
 //     policy let through, the rules are asked anew as for its first packet; if they deny it, the flow
@@ -23,11 +26,11 @@
 //
 // Where that leaves a choice:
 //
-//   - Verdicts on first fragments are remembered from step 4 on. An IPv4 fragment is of the datagram
+//   - First fragments are remembered if they pass, from step 4 on. An IPv4 fragment is of the datagram
 //     with the same source, destination, protocol and ID (RFC 791); for IPv6 without the protocol
 //     (RFC 8200, 4.5), as a later fragment names the extension header that comes first. The verdict
 //     holds for the datagram when the policy is replaced meanwhile, but then without a rule: its
-//     number would be of the old one, and a drop is for [ReasonFragment].
+//     number would be of the old one.
 //   - Later fragments neither make flows nor make them live longer.
 //   - A flow that the node began is not for rules to judge while allowHost is set. What the node
 //     sends into a flow that is there makes that live longer, and does not judge it anew.
@@ -128,7 +131,7 @@ type fragmentKey struct {
 }
 
 type fragment struct {
-	verdict    Verdict // on the first one
+	verdict    Verdict // on the first one, which passed
 	generation int
 	expires    time.Duration
 }

@@ -32,8 +32,9 @@ const (
 type Packet struct {
 	// Broken is set for a packet with a header, or a length that one states, that reaches past what
 	// holds it, or with fields that contradict each other. Nothing else is known of it. It is broken
-	// also if it is a neighbour discovery message with options that cannot be walked, of length 0 or
-	// past its end (RFC 4861, 4.6), or with a link-layer address of another length than Ethernet's.
+	// also if it is a router solicitation, or a solicitation or advertisement of a neighbour, with
+	// more than 8 options or some that cannot be walked, of length 0 or past its end (RFC 4861, 4.6),
+	// or with a link-layer address of another length than Ethernet's.
 	Broken bool
 	// FromHost is set if the source is one of the node's own addresses and the packet is not
 	// another's, forwarded.

@@ -161,7 +161,7 @@ func TestFragments(t *testing.T) {
 		steps        []step
 	}{
 		{"follows", byPorts, []step{first, e(out(17, laterPart(7)), "pass @6 rule 1"), e(out(17, laterPart(7)), "pass @6 rule 1")}},
-		{"follows a drop", byPorts, []step{bad, e(out(17, laterPart(7)), "drop rule @6 rule 0")}},
+		{"follows a drop", byPorts, []step{bad, e(out(17, laterPart(7)), "drop fragment @6 rule 0")}},
 		{"follows the default", closed, []step{e(out(17, firstPart(7)), "drop default @9"), e(out(17, laterPart(7)), "drop default @6")}},
 		{"follows an audit", byPorts, []step{e(out(6, firstPart(7)), "pass @9 rule 3 audited"), e(out(6, laterPart(7)), "pass @6 rule 3 audited")}},
 		{"follows a flow", outOnly, []step{e(out(17, ports(1, 2)), "pass @9"), i(in(17, ports(2, 1), firstPart(7)), "pass @8"), i(in(17, laterPart(7)), "pass @6")}},
@@ -188,7 +188,8 @@ func TestFragments(t *testing.T) {
 		{"a first one makes a flow", outOnly, []step{e(out(17, ports(1, 2), firstPart(7)), "pass @9"), i(in(17, ports(2, 1)), "pass @8")}},
 		{"a spoofed first one is not known", open, []step{e(out(17, firstPart(7), mac(otherMAC)), "drop spoof @2"), e(out(17, laterPart(7)), "pass @6")}},
 		{"change: passes on", byPorts, []step{first, e(out(17, laterPart(7)), "pass @6").under(closed)}},
-		{"change: dropped on", byPorts, []step{bad, e(out(17, laterPart(7)), "drop fragment @6").under(open)}},
+		{"change: a drop is not remembered", byPorts, []step{bad, e(out(17, laterPart(7)), "pass @6").under(open)}},
+		{"a drop makes forget", byPorts, []step{first, bad, e(out(17, laterPart(7)), "drop fragment @6 rule 0")}},
 		{"stateless", stateless, []step{e(out(17, ports(1, 2), firstPart(7)), "pass @9"), e(out(17, laterPart(7)), "pass @6")}},
 	} {
 		t.Run(test.name, func(t *testing.T) { run(t, test.filter, test.steps) })

@@ -271,7 +271,9 @@ func (in input) String() string {
 
 // skBuff is struct __sk_buff (include/uapi/linux/bpf.h); what is not named must be 0 in a test run.
 type skBuff struct {
-	_       [164]byte
+	_       [8]byte
+	Mark    uint32
+	_       [152]byte
 	GSOSegs uint32
 	_       [8]byte
 	GSOSize uint32

@@ -2,6 +2,7 @@ package bpf_test
 
 import (
 	"errors"
+	"reflect"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -109,7 +110,12 @@ func (r *rig) newInner(t testing.TB, name string, size int, keys, values any) *e
 	if keys == nil {
 		return m
 	}
-	if _, err := m.BatchUpdate(keys, values, nil); err != nil {
+	_, err = m.BatchUpdate(keys, values, nil)
+	if errors.Is(err, ebpf.ErrNotSupported) { // tries have batches from 5.13 on
+		for i := range reflect.ValueOf(keys).Len() {
+			put(t, m, reflect.ValueOf(keys).Index(i).Interface(), reflect.ValueOf(values).Index(i).Interface())
+		}
+	} else if err != nil {
 		t.Fatal(err)
 	}
 	return m

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -45,11 +46,13 @@ func TestMain(m *testing.M) {
 	tests.Main(m)
 }
 
-// haveFrags tells whether the kernel has multi-buffer XDP; below 5.18 nothing else loads than what
-// the loader makes for such a kernel.
+// kernel is what the kernel has: nothing else loads than what the loader makes for it.
+var kernel = sync.OnceValues(datapath.ProbeFeatures)
+
+// haveFrags tells whether the kernel has multi-buffer XDP (5.18).
 func haveFrags(t testing.TB) bool {
 	t.Helper()
-	f, err := datapath.ProbeFeatures()
+	f, err := kernel()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,6 +88,11 @@ func loadSpec(t testing.TB, frags bool) *ebpf.CollectionSpec {
 	}
 	if !frags {
 		withoutFrags(t, spec)
+	}
+	if f, err := kernel(); err == nil && !f.CoarseClock { // 5.11
+		if err := spec.Variables[bpf.DatapathVarConfigCoarseClock].Set(uint8(0)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return spec
 }
@@ -196,13 +204,14 @@ func (c counters) minus(before counters) counters {
 // String lists the counters that are not zero.
 func (c counters) String() string {
 	names := [directions][tables]string{
-		{"egress verdict", "egress protocol", "egress kind"},
-		{"ingress verdict", "ingress protocol", "ingress kind"},
+		{"egress verdict", "egress protocol", "egress kind", "egress drop"},
+		{"ingress verdict", "ingress protocol", "ingress kind", "ingress drop"},
 	}
 	keys := [tables][records]string{
 		{"aborted", "drop", "pass", "tx", "redirect"},
 		{"tcp", "udp", "icmp", "icmpv6", "other"},
 		{"ipv4", "ipv6", "other", "truncated", "malformed"},
+		{"spoof", "rule", "default", "malformed", "fragment"},
 	}
 	var lines []string
 	for d := range c {

@@ -154,6 +154,10 @@ static __always_inline void filter_rules(const struct policy *policy, __u32 plac
 	__u64 rule = policy_match(place, direction, port, portless);
 	__u32 action;
 
+	if (rule == POLICY_BROKEN) {
+		decision->reason = DROP_DEFAULT;
+		return;
+	}
 	if (rule == POLICY_NO_RULE) {
 		action = policy->direction[direction & 1].action;
 		decision->reason = action == POLICY_DENY ? DROP_DEFAULT : DROP_NONE;
@@ -367,7 +371,7 @@ __attribute__((noinline)) int filter(__u32 number, __u32 slot_flags, __u32 ifind
 	view = view_scratch();
 	policy = bpf_map_lookup_elem(&policies, &place);
 	flows = bpf_map_lookup_elem(&pod_flows, &number);
-	if (!view || !policy || !flows)
+	if (!view || !policy || policy->generation == 0 || !flows)
 		return VERDICT_DROP;
 	direction &= 1;
 	decision = &view->decision;

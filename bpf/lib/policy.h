@@ -53,7 +53,7 @@ struct policy_direction {
 
 /* What is known of a pod's policy without its words; host byte order unless said otherwise. */
 struct policy {
-	__u32 generation; /* differs from that of the policy before */
+	__u32 generation; /* differs from that of the policy before; 0: there is none */
 	__u32 flags;      /* enum policy_flag */
 	__u32 addresses;  /* where the pod's addresses begin in the words, two words each, network
 			     byte order */
@@ -193,12 +193,14 @@ static __always_inline __u32 policy_first_bit(__u64 bits)
 	return below * 0x0101010101010101ULL >> 56;
 }
 
-/* No rule matches: the default decides. */
+/* In the place of a rule's word: no rule matches, and the default decides. */
 #define POLICY_NO_RULE (~0ULL)
+/* In the place of a rule's word: the policy is not whole, and nothing passes. */
+#define POLICY_BROKEN  (POLICY_NO_RULE - 1)
 
 /*
- * Returns the word of the first rule that matches the packet in the CPU's view, or
- * POLICY_NO_RULE, by the policy at place. direction is that of the flow's first packet, and port
+ * Returns the word of the first rule that matches the packet in the CPU's view, by the policy at
+ * place, or POLICY_NO_RULE or POLICY_BROKEN. direction is that of the flow's first packet, and port
  * its destination port (struct view); portless says that it is not known. Global, with numbers for
  * arguments: the verifier walks it once.
  */
@@ -219,13 +221,13 @@ __attribute__((noinline)) __u64 policy_match(__u32 place, __u32 direction, __u32
 	words = bpf_map_lookup_elem(&pod_policy_words, &place);
 	prefixes = bpf_map_lookup_elem(&pod_policy_prefixes, &place);
 	if (!view || !policy || !words || !prefixes)
-		return POLICY_NO_RULE;
+		return POLICY_BROKEN;
 	rules = &policy->direction[direction & 1];
 	prefix.direction[0] = direction & 1;
 	__builtin_memcpy(prefix.address, view->key.remote, sizeof(prefix.address));
 	class = bpf_map_lookup_elem(prefixes, &prefix);
 	if (!class)
-		return POLICY_NO_RULE;
+		return POLICY_BROKEN;
 	address_row = rules->address_rows + *class * rules->row_words;
 	port_row = policy_port_row(words, rules, view->key.protocol, port, portless);
 	candidates = policy_word(words, address_row) & policy_word(words, port_row);

@@ -123,8 +123,8 @@ func TestNode(t *testing.T) {
 	}
 	for _, s := range stats {
 		want := counter{pings, pings * (14 + 84)}
-		if s.Egress.Pass != want || s.Ingress.Pass != want || s.Protocols.Egress.ICMP != want ||
-			s.Protocols.Ingress.ICMP != want || s.Kinds.Egress.IPv4 != want || s.Kinds.Ingress.IPv4 != want {
+		if s.Egress.of("pass") != want || s.Ingress.of("pass") != want || s.Protocols.Egress.of("icmp") != want ||
+			s.Protocols.Ingress.of("icmp") != want || s.Kinds.Egress.of("ipv4") != want || s.Kinds.Ingress.of("ipv4") != want {
 			t.Errorf("%s: %+v, want %+v each way", s.label(), s, want)
 		}
 	}

@@ -166,13 +166,16 @@ func statsRow(r *statsReport, s style) []string {
 	if r.Rates != nil {
 		speed(r.Rates.Ingress)
 	}
-	row = append(row, s.packets(r.Egress.dropped()+r.Ingress.dropped()),
-		s.packets(r.Kinds.Egress.broken()+r.Kinds.Ingress.broken()))
+	row = append(row, s.packets(dropped(r.Egress)+dropped(r.Ingress)),
+		s.packets(broken(r.Kinds.Egress)+broken(r.Kinds.Ingress)))
 	if !s.wide {
 		return row
 	}
-	return append(row,
-		s.nonzero(r.Egress.named()), s.nonzero(r.Protocols.Egress.named()), s.nonzero(r.Kinds.Egress.named()),
-		s.nonzero(r.Ingress.named()), s.nonzero(r.Protocols.Ingress.named()), s.nonzero(r.Kinds.Ingress.named()),
-		r.Network, r.IfName, strings.Join(r.Addresses, ","), r.ContainerID)
+	for _, t := range []tally{
+		r.Egress, r.Protocols.Egress, r.Kinds.Egress,
+		r.Ingress, r.Protocols.Ingress, r.Kinds.Ingress,
+	} {
+		row = append(row, s.nonzero(t))
+	}
+	return append(row, r.Network, r.IfName, strings.Join(r.Addresses, ","), r.ContainerID)
 }

@@ -56,6 +56,12 @@ var (
 		{"other", bpf.DatapathKindKIND_OTHER}, {"truncated", bpf.DatapathKindKIND_TRUNCATED},
 		{"malformed", bpf.DatapathKindKIND_MALFORMED},
 	}
+	// by why a filter dropped it; DROP_NONE has no counter
+	reasonWords = []word[bpf.DatapathDropReason]{
+		{"spoof", bpf.DatapathDropReasonDROP_SPOOF - 1}, {"rule", bpf.DatapathDropReasonDROP_RULE - 1},
+		{"default", bpf.DatapathDropReasonDROP_DEFAULT - 1}, {"malformed", bpf.DatapathDropReasonDROP_MALFORMED - 1},
+		{"fragment", bpf.DatapathDropReasonDROP_FRAGMENT - 1},
+	}
 )
 
 // newTally names a table's counters.
@@ -70,6 +76,7 @@ func newTally[K ~uint32](words []word[K], counters []datapath.Counter) tally {
 func newVerdicts(s *datapath.DirectionStats) tally  { return newTally(verdictWords, s.Verdicts[:]) }
 func newProtocols(s *datapath.DirectionStats) tally { return newTally(protocolWords, s.Protocols[:]) }
 func newKinds(s *datapath.DirectionStats) tally     { return newTally(kindWords, s.Kinds[:]) }
+func newReasons(s *datapath.DirectionStats) tally   { return newTally(reasonWords, s.Drops[:]) }
 
 // MarshalJSON writes an object, in order.
 func (t tally) MarshalJSON() ([]byte, error) {
@@ -109,6 +116,7 @@ type statsReport struct {
 	directions[tally]                   // by verdict
 	Protocols         directions[tally] `json:"protocols"`
 	Kinds             directions[tally] `json:"kinds"`
+	Drops             directions[tally] `json:"drops"`
 	Rates             *directions[rate] `json:"rates,omitempty"` // with --watch
 }
 
@@ -121,6 +129,7 @@ func newStatsReport(m *datapath.Meta, s *datapath.Stats) statsReport {
 		directions: each(newVerdicts),
 		Protocols:  each(newProtocols),
 		Kinds:      each(newKinds),
+		Drops:      each(newReasons),
 	}
 }
 

@@ -52,6 +52,7 @@ func TestWords(t *testing.T) {
 	checkWords(t, verdictWords, bpf.DatapathVerdictVERDICTS)
 	checkWords(t, protocolWords, bpf.DatapathProtocolPROTOCOLS)
 	checkWords(t, kindWords, bpf.DatapathKindKINDS)
+	checkWords(t, reasonWords, bpf.DatapathDropReasonDROP_REASONS-1)
 }
 
 func checkWords[K ~uint32](t *testing.T, words []word[K], keys K) {

@@ -121,7 +121,7 @@ func TestStatsFieldOrder(t *testing.T) {
 		}
 		order = append(order, key.(string))
 	}
-	want := "containerID ifname netns pod network hostInterface mode addresses egress ingress protocols kinds rates"
+	want := "containerID ifname netns pod network hostInterface mode addresses egress ingress protocols kinds drops rates"
 	if have := strings.Join(order, " "); have != want {
 		t.Errorf("fields\n%s, want\n%s", have, want)
 	}

@@ -83,6 +83,11 @@ func sampleReadings() []reading {
 				bpf.DatapathKindKIND_TRUNCATED: {Packets: 2, Bytes: 100},
 				bpf.DatapathKindKIND_MALFORMED: {Packets: 1, Bytes: 52},
 			},
+			Drops: [bpf.DatapathDropReasonDROP_REASONS - 1]datapath.Counter{
+				bpf.DatapathDropReasonDROP_SPOOF - 1:     {Packets: 1, Bytes: 98},
+				bpf.DatapathDropReasonDROP_RULE - 1:      {Packets: 3, Bytes: 450},
+				bpf.DatapathDropReasonDROP_MALFORMED - 1: {Packets: 3, Bytes: 152},
+			},
 		},
 		Ingress: datapath.DirectionStats{
 			Verdicts: [bpf.DatapathVerdictVERDICTS]datapath.Counter{

@@ -16,7 +16,8 @@ const statsHelp = `Show what was counted for each attachment since it was made.
 
 EGRESS is what the pod sent, INGRESS what came for it. BYTES are those of whole frames. DROPPED
 packets were dropped or aborted, BROKEN ones are truncated or malformed; both of both directions.
--o wide adds what the packets were, in packets: by verdict, by protocol and by kind.
+-o wide adds what the packets were, in packets: by verdict, by protocol, by kind, and by why a filter
+dropped them.
 
 In mode tcx, and for ingress in every mode, a packet is one on the wire: the segments of a large
 TCP packet count each. In modes generic and native a large packet counts as one: XDP is not told.
@@ -144,8 +145,8 @@ func statsTable(reports []statsReport, s style) string {
 	t.columns = append(t.columns, number("INGRESS", counted...)...)
 	t.columns = append(t.columns, number("", "DROPPED", "BROKEN")...)
 	if s.wide {
-		t.columns = append(t.columns, newColumns("EGRESS", false, []string{"VERDICTS", "PROTOCOLS", "KINDS"})...)
-		t.columns = append(t.columns, newColumns("INGRESS", false, []string{"VERDICTS", "PROTOCOLS", "KINDS"})...)
+		t.columns = append(t.columns, newColumns("EGRESS", false, []string{"VERDICTS", "PROTOCOLS", "KINDS", "DROPS"})...)
+		t.columns = append(t.columns, newColumns("INGRESS", false, []string{"VERDICTS", "PROTOCOLS", "KINDS", "DROPS"})...)
 		t.columns = append(t.columns, text("NETWORK", "IFNAME", "ADDRESSES", "CONTAINER")...)
 	}
 	for i := range reports {
@@ -172,8 +173,8 @@ func statsRow(r *statsReport, s style) []string {
 		return row
 	}
 	for _, t := range []tally{
-		r.Egress, r.Protocols.Egress, r.Kinds.Egress,
-		r.Ingress, r.Protocols.Ingress, r.Kinds.Ingress,
+		r.Egress, r.Protocols.Egress, r.Kinds.Egress, r.Drops.Egress,
+		r.Ingress, r.Protocols.Ingress, r.Kinds.Ingress, r.Drops.Ingress,
 	} {
 		row = append(row, s.nonzero(t))
 	}

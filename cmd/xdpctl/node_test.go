@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -17,7 +18,10 @@ import (
 	"github.com/xdp-cni/xdp-cni/tests/priv"
 )
 
-func TestMain(m *testing.M) { tests.Main(m) }
+func TestMain(m *testing.M) {
+	time.Local = time.UTC // golden files have times of the day
+	tests.Main(m)
+}
 
 // rig is a node with attachments to real veths.
 type rig struct {

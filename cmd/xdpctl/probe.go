@@ -151,7 +151,7 @@ func (f *facts) probeAttachments(ctx context.Context, d *datapath.Datapath) {
 		if !facts.stale && (f.node == nil || f.node.Here) {
 			facts.verify = d.Verify(a)
 			facts.seenTwice, _ = d.SeenTwice(a) // what is in its way, verify tells
-			if isGone(d, a, facts.verify) {
+			if isGone(d.Root, a, facts.verify) {
 				continue
 			}
 		}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/xdp-cni/xdp-cni/internal/pins"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
 )
 
@@ -79,7 +80,7 @@ func (o *options) readSample(d *datapath.Datapath, args []string) (*sample, erro
 	s := &sample{at: time.Now()}
 	for _, a := range attachments {
 		stats, err := d.ReadStats(a)
-		if isGone(d, a, err) {
+		if isGone(d.Root, a, err) {
 			continue
 		}
 		if err != nil {
@@ -92,11 +93,11 @@ func (o *options) readSample(d *datapath.Datapath, args []string) (*sample, erro
 }
 
 // isGone tells whether an error is there because the attachment no longer is.
-func isGone(d *datapath.Datapath, a datapath.Attachment, err error) bool {
+func isGone(root pins.Root, a datapath.Attachment, err error) bool {
 	if err == nil {
 		return false
 	}
-	_, statErr := os.Stat(d.Root.Pod(a.ID))
+	_, statErr := os.Stat(root.Pod(a.ID))
 	return errors.Is(statErr, fs.ErrNotExist)
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/xdp-cni/xdp-cni/conf"
 	"github.com/xdp-cni/xdp-cni/plugin/attachment"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
+	"github.com/xdp-cni/xdp-cni/plugin/policy"
 )
 
 // add makes the attachment and prints prevResult as it came.
@@ -26,6 +27,11 @@ func add(ctx context.Context, c *call) error {
 	opts, err := c.attachOptions()
 	if err != nil {
 		return err
+	}
+	if f := c.conf.PodFilter(); f != nil {
+		for _, warning := range f.Warnings() {
+			c.log.Warn("a rule of the filter is odd", "rule", warning.Name, "number", warning.Rule, "warning", warning.Text)
+		}
 	}
 	if err := c.datapath.Attach(ctx, opts); err != nil {
 		return err
@@ -77,7 +83,12 @@ func (c *call) attachOptions() (datapath.AttachOptions, error) {
 		bits, _ := address.Mask.Size()
 		opts.Addresses = append(opts.Addresses, netip.PrefixFrom(ip.Unmap(), bits))
 	}
-	return opts, nil
+	if f := c.conf.PodFilter(); f != nil {
+		opts.Policy, err = policy.Make(f, policy.Pod{
+			Addresses: opts.Addresses, MAC: opts.PodMAC, Netns: c.Netns, IfName: c.IfName,
+		})
+	}
+	return opts, err
 }
 
 func (c *call) mode() (datapath.Mode, error) {

@@ -189,7 +189,7 @@ func (d Difference) ours() (Difference, error) {
 	if err != nil {
 		return Difference{}, err
 	}
-	names := map[string]bool{"foreign": true}
+	names := map[string]bool{"foreign": true, "policy_source": true}
 	for name := range spec.Programs {
 		names[name[:min(len(name), nameLen)]] = true
 	}

@@ -71,10 +71,7 @@ func (d *Datapath) Attach(ctx context.Context, opts AttachOptions) (err error) {
 		{"attaching ingress", a.attachIngress},
 		{"publishing", a.publish},
 	} {
-		if d.BeforeStep != nil {
-			err = d.BeforeStep(step.name)
-		}
-		if err == nil {
+		if err = d.before(step.name); err == nil {
 			err = step.run(ctx)
 		}
 		if err != nil {
@@ -90,19 +87,21 @@ type attaching struct {
 	AttachOptions
 	id     string
 	dir    string // in staging
-	kernel Features
+	tcx    bool   // the kernel has it
 	meta   *Meta
+	policy *encodedPolicy
 	host   netlink.Link // as it was at the beginning
 	spec   *ebpf.CollectionSpec
 	undo   undo.Stack
 
-	lock    *pins.Lock // on dir
-	node    *node
-	slot    uint32
-	metaMap *ebpf.Map
-	maps    *podMaps
-	egress  *ebpf.Program
-	ingress *ebpf.Program
+	lock     *pins.Lock // on dir
+	node     *node
+	slot     uint32
+	metaMap  *ebpf.Map
+	maps     *podMaps
+	entering *change
+	egress   *ebpf.Program
+	ingress  *ebpf.Program
 }
 
 func (d *Datapath) newAttaching(opts AttachOptions) (*attaching, error) {
@@ -127,7 +126,13 @@ func (d *Datapath) newAttaching(opts AttachOptions) (*attaching, error) {
 		return nil, err
 	}
 	var err error
-	if a.kernel, err = d.features(); err != nil {
+	if opts.Policy != nil {
+		if a.policy, err = encodePolicy(*opts.Policy, opts.PodMAC); err != nil {
+			return nil, err
+		}
+		a.policy.value.Generation = 1
+	}
+	if a.tcx, err = d.hasTCX(); err != nil {
 		return nil, err
 	}
 	if a.spec, err = bpf.LoadDatapath(); err != nil {
@@ -136,7 +141,7 @@ func (d *Datapath) newAttaching(opts AttachOptions) (*attaching, error) {
 	if a.host, err = netlink.LinkByIndex(opts.HostIndex); err != nil {
 		return nil, fmt.Errorf("looking up the interface: %w", err)
 	}
-	if a.Mode, err = effectiveMode(opts.Mode, a.kernel, a.host); err != nil {
+	if a.Mode, err = effectiveMode(opts.Mode, a.tcx, a.host); err != nil {
 		return nil, err
 	}
 	if a.Mode != opts.Mode {
@@ -193,17 +198,15 @@ func (a *attaching) enterNode(ctx context.Context) (err error) {
 		if err != nil {
 			return err
 		}
+		var compositions []composition
 		for _, h := range hooks(a.Mode) {
-			prog, err := a.node.program(a.spec, h.composition(shared.XdpFrags != 0))
-			if err != nil {
-				return err
-			}
-			if h.isEgress() {
-				a.egress = prog
-			} else {
-				a.ingress = prog
-			}
+			compositions = append(compositions, h.composition(shared.XdpFrags != 0))
 		}
+		programs, err := a.programs(a.node, a.spec, compositions)
+		if err != nil {
+			return err
+		}
+		a.egress, a.ingress = programs[0], programs[1]
 		if a.meta.egressProgram, err = programID(a.egress); err != nil {
 			return err
 		}
@@ -268,6 +271,10 @@ func (a *attaching) takeSlot() error {
 	if a.Peers > 0 {
 		flags |= bpf.DatapathSlotFlagSLOT_PEERS
 	}
+	if a.policy != nil {
+		// from now on: as long as anything of it is missing, the programs drop
+		flags |= bpf.DatapathSlotFlagSLOT_FILTER
+	}
 	if a.slot, err = a.node.takeSlot(a.meta, flags); err != nil {
 		return err
 	}
@@ -312,13 +319,24 @@ func (d *Datapath) evictStale(n *node, ifindex int) error {
 
 func (a *attaching) makeMaps(context.Context) (err error) {
 	// pinned maps go with the directory
-	a.maps, err = makePodMaps(a.spec, a.dir, a.Peers)
+	a.maps, err = makePodMaps(a.spec, a.dir, a.Peers, a.policy)
 	return err
 }
 
-// enterMaps is undone with the slot.
+// enterMaps is undone with the slot. It returns when programs would see the maps; that none uses any
+// more what was in the slot before is waited for while the hooks are attached.
 func (a *attaching) enterMaps(context.Context) error {
-	return a.node.enterTables(a.slot, a.maps)
+	if a.policy != nil {
+		if err := a.node.policies.Put(policyIndex(a.slot, 0), a.policy.value); err != nil {
+			return fmt.Errorf("entering the policy of slot %d: %w", a.slot, err)
+		}
+	}
+	a.entering = begin(a.node.entries(a.slot, a.maps))
+	a.undo.Push("waiting for the node's maps", func() error {
+		_ = a.entering.done() // said already
+		return nil
+	})
+	return a.entering.visible()
 }
 
 func (a *attaching) prepareInterface(context.Context) error {
@@ -338,7 +356,7 @@ func (a *attaching) attachIngress(context.Context) error {
 }
 
 func (a *attaching) attachHook(h hook, prog *ebpf.Program) error {
-	if !h.isXDP() && !a.kernel.TCX {
+	if !h.isXDP() && !a.tcx {
 		return a.attachClsact(h, prog)
 	}
 	l, err := h.attachLink(prog, a.HostIndex)
@@ -389,6 +407,9 @@ func (a *attaching) attachClsact(h hook, prog *ebpf.Program) error {
 
 // publish holds the node's lock, so that who looks through all attachments under it finds each.
 func (a *attaching) publish(ctx context.Context) error {
+	if err := a.entering.done(); err != nil {
+		return err
+	}
 	return a.locked(ctx, func() error {
 		if err := os.Rename(a.dir, a.Root.Pod(a.id)); err != nil {
 			return fmt.Errorf("moving %s to %s: %w", a.dir, a.Root.Pod(a.id), err)

@@ -28,7 +28,7 @@ func (d *Datapath) Check(_ context.Context, opts AttachOptions) error {
 	if err := compareMeta(m, opts); err != nil {
 		return err
 	}
-	return d.checkIntact(dir, m, opts.Peers > 0)
+	return d.checkIntact(dir, m, opts.Peers > 0, opts.Policy != nil)
 }
 
 func compareMeta(m *Meta, opts AttachOptions) error {
@@ -55,8 +55,9 @@ func compareMeta(m *Meta, opts AttachOptions) error {
 	return nil
 }
 
-// checkIntact checks the pins, the node's entries and the hooks of an attachment.
-func (d *Datapath) checkIntact(dir string, m *Meta, peers bool) error {
+// checkIntact checks the pins, the node's entries and the hooks of an attachment. One that need not have
+// a filter may have got one later.
+func (d *Datapath) checkIntact(dir string, m *Meta, peers, filter bool) error {
 	n, err := openNode(d.Root.Node())
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrCheck, err)
@@ -70,6 +71,9 @@ func (d *Datapath) checkIntact(dir string, m *Meta, peers bool) error {
 		return fmt.Errorf("%w: the programs do not know interface %s", ErrCheck, m.HostName)
 	}
 	for _, t := range tables {
+		if t.ofFilter() {
+			continue
+		}
 		if err := checkEntry(n.tables, n.tableIndex(t, slot), dir, t.pin); err != nil {
 			return err
 		}
@@ -81,6 +85,9 @@ func (d *Datapath) checkIntact(dir string, m *Meta, peers bool) error {
 		if err := checkEntry(n.peers, slot, dir, pinPeers); err != nil {
 			return err
 		}
+	}
+	if err := n.checkFilter(dir, m, filter); err != nil {
+		return err
 	}
 	host, err := netlink.LinkByIndex(m.HostIndex)
 	if err != nil {

@@ -3,6 +3,7 @@ package datapath_test
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -29,13 +30,15 @@ func (r *rig) podDir() string {
 // pinsOf returns the names of the pins of r's attachment.
 func (r *rig) pinsOf() []string {
 	r.t.Helper()
-	entries, err := os.ReadDir(r.podDir())
+	var names []string
+	err := fs.WalkDir(os.DirFS(r.podDir()), ".", func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			names = append(names, path)
+		}
+		return err
+	})
 	if err != nil {
 		r.t.Fatal(err)
-	}
-	var names []string
-	for _, e := range entries {
-		names = append(names, e.Name())
 	}
 	return names
 }
@@ -77,10 +80,13 @@ func TestCheckEveryPin(t *testing.T) {
 	for _, mode := range []datapath.Mode{datapath.ModeGeneric, datapath.ModeTCX} {
 		t.Run(mode.String(), func(t *testing.T) {
 			r := newRig(t, mode, vethDefault)
+			r.opts.Policy = mustPolicy(t, someFilter)
 			r.mustAttach(r.opts)
 			want := []string{
-				"egress_link", "ingress_kind_stats_map", "ingress_link", "ingress_protocol_stats_map",
-				"ingress_xdp_stats_map", "kind_stats_map", "meta", "peers", "protocol_stats_map", "xdp_stats_map",
+				"drop_stats_map", "egress_link", "flows", "ingress_drop_stats_map", "ingress_kind_stats_map", "ingress_link",
+				"ingress_protocol_stats_map", "ingress_xdp_stats_map", "kind_stats_map", "meta", "peers",
+				"policy_0/prefixes", "policy_0/rule_counters", "policy_0/source", "policy_0/words",
+				"protocol_stats_map", "xdp_stats_map",
 			}
 			if !r.tcx() { // filters have no pins
 				want = slices.DeleteFunc(want, func(pin string) bool {
@@ -99,7 +105,7 @@ func TestCheckEveryPin(t *testing.T) {
 				if pin == "meta" && errors.Is(err, datapath.ErrNotFound) {
 					continue
 				}
-				if !errors.Is(err, datapath.ErrCheck) || !strings.Contains(err.Error(), pin) {
+				if !errors.Is(err, datapath.ErrCheck) || !strings.Contains(err.Error(), filepath.Base(pin)) {
 					t.Errorf("without pin %s: %v", pin, err)
 				}
 			}

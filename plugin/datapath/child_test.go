@@ -3,6 +3,7 @@ package datapath_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"syscall"
@@ -19,24 +20,40 @@ import (
 type child struct {
 	BPFFS    string
 	Options  datapath.AttachOptions
+	Filter   []byte // of the options' policy, which is compiled again
 	Features *datapath.Features
+	Replace  bool // else attach
 }
 
-func encodeChild(t *testing.T, bpffs string, opts datapath.AttachOptions, features *datapath.Features) string {
+func (c child) encode(t *testing.T) string {
 	t.Helper()
-	data, err := json.Marshal(child{bpffs, opts, features})
+	if c.Options.Policy != nil {
+		c.Filter, c.Options.Policy = c.Options.Policy.Source, nil
+	}
+	data, err := json.Marshal(c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return string(data)
 }
 
-// attachAndDie attaches as its environment says and is killed before the named step.
-func attachAndDie(step string) {
+// runAndDie does as its environment says and is killed before the named step.
+func runAndDie(step string) {
+	fmt.Fprintln(os.Stderr, "not killed:", runChild(step))
+	os.Exit(1)
+}
+
+func runChild(step string) error {
 	var c child
-	if err := json.Unmarshal([]byte(os.Getenv(envAttach)), &c); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+	if err := json.Unmarshal([]byte(os.Getenv(envChild)), &c); err != nil {
+		return err
+	}
+	if c.Filter != nil {
+		policy, err := makePolicy(string(c.Filter))
+		if err != nil {
+			return err
+		}
+		c.Options.Policy = policy
 	}
 	d := datapath.New(datapath.Options{
 		Root: pins.NewRoot(c.BPFFS), Features: c.Features,
@@ -47,8 +64,19 @@ func attachAndDie(step string) {
 			return nil
 		},
 	})
-	fmt.Fprintln(os.Stderr, "not killed:", d.Attach(context.Background(), c.Options))
-	os.Exit(1)
+	if !c.Replace {
+		return d.Attach(context.Background(), c.Options)
+	}
+	list, err := d.List()
+	if err != nil {
+		return err
+	}
+	for _, a := range list {
+		if a.Meta.ContainerID == c.Options.ContainerID {
+			return d.ReplacePolicy(context.Background(), a, *c.Options.Policy)
+		}
+	}
+	return errors.New("no such attachment")
 }
 
 // tcxPrograms returns the programs at a tcx hook: none where the kernel has no such hook.

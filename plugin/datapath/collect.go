@@ -106,7 +106,7 @@ func (d *Datapath) collectStaged(ctx context.Context) error {
 		return errs
 	})
 	for id, lock := range dead {
-		if err := d.removeDir(d.Root.Staged(id), func(fn func() error) error { return d.locked(ctx, fn) }); err != nil {
+		if err := d.removeDir(d.Root.Staged(id), d.locker(ctx)); err != nil {
 			errs = errors.Join(errs, fmt.Errorf("removing what a killed process left of %s: %w", id, err))
 		}
 		lock.Unlock()
@@ -114,7 +114,7 @@ func (d *Datapath) collectStaged(ctx context.Context) error {
 	return errs
 }
 
-// collectAtOnce is how many slots are freed at a time: each takes two threads while it waits.
+// collectAtOnce is how many slots are freed at a time: each takes a few threads while it waits.
 const collectAtOnce = 64
 
 // collectSlots frees slots whose attachment's pins somebody removed by hand.
@@ -122,54 +122,49 @@ func (d *Datapath) collectSlots(ctx context.Context) error {
 	if pods, err := d.Root.Pods(); err != nil || len(pods) == 0 {
 		return err // then the whole node goes
 	}
-	return d.locked(ctx, func() error {
-		n, err := openNode(d.Root.Node())
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
+	return d.locked(ctx, func() error { return d.withNode(d.freeUnowned) })
+}
+
+// freeUnowned frees the slots that no attachment owns. The caller holds the node's lock.
+func (d *Datapath) freeUnowned(n *node) error {
+	taken, err := n.takenSlots()
+	if err != nil {
+		return err
+	}
+	owners := map[uint64]bool{}
+	dirs, err := d.allDirs()
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		m, err := readMeta(dir)
+		if errors.Is(err, ErrNotFound) {
+			continue // goes; an ADD cannot publish meanwhile
 		}
 		if err != nil {
-			return err
+			return err // it may own any slot
 		}
-		defer n.close()
-		taken, err := n.takenSlots()
-		if err != nil {
-			return err
+		owners[m.owner] = true
+	}
+	// each waits for an RCU grace period, in which many can wait at once
+	var wait sync.WaitGroup
+	turns := make(chan struct{}, collectAtOnce)
+	errs := make([]error, len(taken))
+	for i, slot := range taken {
+		if owners[slot.Owner] {
+			continue
 		}
-		owners := map[uint64]bool{}
-		dirs, err := d.allDirs()
-		if err != nil {
-			return err
-		}
-		for _, dir := range dirs {
-			m, err := readMeta(dir)
-			if errors.Is(err, ErrNotFound) {
-				continue // goes; an ADD cannot publish meanwhile
+		turns <- struct{}{}
+		wait.Go(func() {
+			m := &Meta{HostIndex: int(slot.Ifindex), owner: slot.Owner}
+			if errs[i] = n.leaveOwnMaps(m); errs[i] == nil {
+				errs[i] = n.freeSlot(m.HostIndex, m.owner)
 			}
-			if err != nil {
-				return err // it may own any slot
-			}
-			owners[m.owner] = true
-		}
-		// each waits for an RCU grace period, in which many can wait at once
-		var wait sync.WaitGroup
-		turns := make(chan struct{}, collectAtOnce)
-		errs := make([]error, len(taken))
-		for i, slot := range taken {
-			if owners[slot.Owner] {
-				continue
-			}
-			turns <- struct{}{}
-			wait.Go(func() {
-				m := &Meta{HostIndex: int(slot.Ifindex), owner: slot.Owner}
-				if errs[i] = n.leaveOwnTables(m); errs[i] == nil {
-					errs[i] = n.freeSlot(m.HostIndex, m.owner)
-				}
-				<-turns
-			})
-		}
-		wait.Wait()
-		return errors.Join(errs...)
-	})
+			<-turns
+		})
+	}
+	wait.Wait()
+	return errors.Join(errs...)
 }
 
 // allDirs lists the directories of all attachments, those in staging first: what is published

@@ -49,8 +49,8 @@ type Options struct {
 	LockTimeout time.Duration
 	// Log gets what is worth knowing but no error; nil: nothing is logged.
 	Log *slog.Logger
-	// BeforeStep is called with the name of each step of Attach before it is done; an error fails
-	// the step. For tests of what a failure at each step leaves behind.
+	// BeforeStep is called with the name of each step of Attach and ReplacePolicy before it is done; an
+	// error fails the step. For tests of what a failure at each step leaves behind.
 	BeforeStep func(step string) error
 }
 
@@ -70,13 +70,6 @@ func New(opts Options) *Datapath {
 	return &Datapath{opts}
 }
 
-func (d *Datapath) features() (Features, error) {
-	if d.Features != nil {
-		return *d.Features, nil
-	}
-	return ProbeFeatures()
-}
-
 // limited returns the context of one operation: when it ends, locks are no longer waited for.
 func (d *Datapath) limited(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, d.LockTimeout)
@@ -90,6 +83,25 @@ func (d *Datapath) locked(ctx context.Context, fn func() error) error {
 	}
 	defer lock.Unlock()
 	return fn()
+}
+
+// locker runs a function under the node's lock.
+type locker func(func() error) error
+
+// locker takes the lock for each function.
+func (d *Datapath) locker(ctx context.Context) locker {
+	return func(fn func() error) error { return d.locked(ctx, fn) }
+}
+
+// lockHeld is for those that hold the lock.
+func lockHeld(fn func() error) error { return fn() }
+
+// before announces a step.
+func (d *Datapath) before(step string) error {
+	if d.BeforeStep == nil {
+		return nil
+	}
+	return d.BeforeStep(step)
 }
 
 // tryLockDir locks an attachment's directory if nobody else does, else returns pins.ErrBusy.

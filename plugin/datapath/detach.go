@@ -55,17 +55,16 @@ func (d *Datapath) removeLocked(ctx context.Context, dir, staged string, conditi
 			return fmt.Errorf("moving %s to %s: %w", dir, staged, err)
 		}
 	}
-	return d.removeDir(staged, func(fn func() error) error { return d.locked(ctx, fn) })
+	return d.removeDir(staged, d.locker(ctx))
 }
 
 // removeUnlocked takes down what is in dir, for callers that hold the node's lock.
 func (d *Datapath) removeUnlocked(dir string) error {
-	return d.removeDir(dir, func(fn func() error) error { return fn() })
+	return d.removeDir(dir, lockHeld)
 }
 
-// removeDir takes down the attachment in dir, whose lock the caller holds; locked runs a function
-// under the node's lock.
-func (d *Datapath) removeDir(dir string, locked func(func() error) error) error {
+// removeDir takes down the attachment in dir, whose lock the caller holds.
+func (d *Datapath) removeDir(dir string, locked locker) error {
 	m, err := readMeta(dir)
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		d.Log.Warn("removing an attachment without knowing what it is", "dir", dir, "error", err)
@@ -85,21 +84,21 @@ func (d *Datapath) removeDir(dir string, locked func(func() error) error) error 
 	// Each of these waits for an RCU grace period or two. The hooks take turns anyway: the kernel
 	// holds the RTNL mutex meanwhile.
 	var (
-		wait      sync.WaitGroup
-		tablesErr error
+		wait    sync.WaitGroup
+		mapsErr error
 	)
 	if n != nil && m != nil {
-		wait.Go(func() { tablesErr = n.leaveOwnTables(m) })
+		wait.Go(func() { mapsErr = n.leaveOwnMaps(m) })
 	}
 	for _, h := range hooks(mode) {
 		errs = errors.Join(errs, h.detach(dir, m))
 	}
 	wait.Wait()
-	errs = errors.Join(errs, tablesErr)
+	errs = errors.Join(errs, mapsErr)
 	if m != nil {
 		errs = errors.Join(errs, removeClsact(m), restoreVeth(m))
 	}
-	if n != nil && m != nil && tablesErr == nil {
+	if n != nil && m != nil && mapsErr == nil {
 		errs = errors.Join(errs, locked(func() error { return n.freeSlot(m.HostIndex, m.owner) }))
 	}
 	if errs != nil {
@@ -111,7 +110,7 @@ func (d *Datapath) removeDir(dir string, locked func(func() error) error) error 
 // leave takes the attachment out of the node's maps, those of the slot first: who finds it free
 // may enter its own.
 func (d *Datapath) leave(n *node, m *Meta) error {
-	if err := n.leaveOwnTables(m); err != nil {
+	if err := n.leaveOwnMaps(m); err != nil {
 		return err
 	}
 	ctx, cancel := d.limited(context.Background())
@@ -119,13 +118,13 @@ func (d *Datapath) leave(n *node, m *Meta) error {
 	return d.locked(ctx, func() error { return n.freeSlot(m.HostIndex, m.owner) })
 }
 
-// leaveOwnTables lets go of the attachment's maps, if the slot is its.
-func (n *node) leaveOwnTables(m *Meta) error {
+// leaveOwnMaps lets go of the attachment's maps, if the slot is its.
+func (n *node) leaveOwnMaps(m *Meta) error {
 	slot, entry, found, err := n.slotOf(m.HostIndex)
 	if err != nil || !found || entry.Owner != m.owner {
 		return err
 	}
-	return n.leaveTables(slot)
+	return n.leaveMaps(slot)
 }
 
 // prune takes down what the attachments share if there is none left.

@@ -19,27 +19,66 @@ type Features struct {
 	TCX bool
 	// XDPFrags: multi-buffer XDP, and with it jumbo frames and bpf_xdp_get_buff_len() (5.18).
 	XDPFrags bool
+	// CoarseClock: bpf_ktime_get_coarse_ns() (5.11).
+	CoarseClock bool
 }
 
 // loopback has index 1 in every network namespace (LOOPBACK_IFINDEX in include/net/flow.h).
 const loopback = 1
 
-// ProbeFeatures asks the kernel, in well under a millisecond.
+// ProbeFeatures asks the kernel, in a few milliseconds: for some of it a program is loaded.
 func ProbeFeatures() (Features, error) {
 	var f Features
 	if err := liftMemlock(); err != nil {
 		return f, err
 	}
+	var err error
+	if f.TCX, err = probeTCX(); err != nil {
+		return f, err
+	}
+	f.XDPFrags = probeXDPFrags()
+	f.CoarseClock = probeCoarseClock()
+	return f, nil
+}
+
+// probeTCX loads nothing: it takes microseconds.
+func probeTCX() (bool, error) {
 	// an unknown attach type is EINVAL (bpf_prog_query() in kernel/bpf/syscall.c)
 	_, err := link.QueryPrograms(link.QueryOptions{Target: loopback, Attach: ebpf.AttachTCXIngress})
-	switch {
-	case err == nil:
-		f.TCX = true
-	case errors.Is(err, unix.EPERM):
-		return f, fmt.Errorf("probing the kernel: %w: %w", ErrPrivileges, err)
+	if errors.Is(err, unix.EPERM) {
+		return false, fmt.Errorf("probing the kernel: %w: %w", ErrPrivileges, err)
 	}
-	f.XDPFrags = features.HaveProgramHelper(ebpf.XDP, asm.FnXdpGetBuffLen) == nil
-	return f, nil
+	return err == nil, nil
+}
+
+func probeXDPFrags() bool {
+	return features.HaveProgramHelper(ebpf.XDP, asm.FnXdpGetBuffLen) == nil
+}
+
+func probeCoarseClock() bool {
+	return features.HaveProgramHelper(ebpf.SchedCLS, asm.FnKtimeGetCoarseNs) == nil
+}
+
+// hasTCX and those below ask for one feature: an ADD that finds the programs loaded needs no other.
+func (d *Datapath) hasTCX() (bool, error) {
+	if d.Features != nil {
+		return d.Features.TCX, nil
+	}
+	return probeTCX()
+}
+
+func (d *Datapath) hasXDPFrags() bool {
+	if d.Features != nil {
+		return d.Features.XDPFrags
+	}
+	return probeXDPFrags()
+}
+
+func (d *Datapath) hasCoarseClock() bool {
+	if d.Features != nil {
+		return d.Features.CoarseClock
+	}
+	return probeCoarseClock()
 }
 
 // liftMemlock takes away the limit of locked memory, to which kernels below 5.11 account the
@@ -52,7 +91,7 @@ func liftMemlock() error {
 }
 
 // CheckKernel returns nil if the kernel has what every mode needs, else ErrUnsupported or
-// ErrPrivileges with what is missing. It takes well under a millisecond.
+// ErrPrivileges with what is missing. It loads two programs, of two instructions each.
 func CheckKernel() error {
 	if err := CheckPrivileges(); err != nil {
 		return err

@@ -42,8 +42,8 @@ func AutoMode(features Features) Mode {
 
 // AutoMode returns what AutoMode does for this node's kernel.
 func (d *Datapath) AutoMode() (Mode, error) {
-	features, err := d.features()
-	return AutoMode(features), err
+	tcx, err := d.hasTCX()
+	return AutoMode(Features{TCX: tcx}), err
 }
 
 // effectiveMode returns the mode that does what is asked for: tcx in place of generic where the
@@ -51,8 +51,8 @@ func (d *Datapath) AutoMode() (Mode, error) {
 // plugin does to an ifb for a limit on egress, and what comes back from there meets generic XDP
 // once more (ifb_ri_tasklet() in drivers/net/ifb.c resets the mark that would prevent it): each
 // packet would be counted twice. At the tc hook it is seen once.
-func effectiveMode(asked Mode, features Features, host netlink.Link) (Mode, error) {
-	if asked != ModeGeneric || !features.TCX {
+func effectiveMode(asked Mode, tcx bool, host netlink.Link) (Mode, error) {
+	if asked != ModeGeneric || !tcx {
 		return asked, nil
 	}
 	kind, err := ingressQdisc(host)

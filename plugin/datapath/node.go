@@ -28,22 +28,37 @@ var sharedMaps = []string{
 	bpf.DatapathMapSlotOverflow,
 	bpf.DatapathMapPodTables,
 	bpf.DatapathMapPodPeers,
+	bpf.DatapathMapPodFlows,
+	bpf.DatapathMapPolicies,
+	bpf.DatapathMapPodPolicyWords,
+	bpf.DatapathMapPodPolicyPrefixes,
+	bpf.DatapathMapPodRuleCounters,
+	bpf.DatapathMapViews,
+	bpf.DatapathMapDropWindows,
+	bpf.DatapathMapDropEvents,
 	bpf.DatapathMapNodeInfo,
 }
 
-// node is the open handles of what all attachments share.
+// node is the open handles of what all attachments share, but for what only programs use.
 type node struct {
-	dir      string
-	slots    *ebpf.Map
-	overflow *ebpf.Map
-	tables   *ebpf.Map
-	peers    *ebpf.Map
-	info     *ebpf.Map
-	idle     *ebpf.Map
+	dir          string
+	slots        *ebpf.Map
+	overflow     *ebpf.Map
+	tables       *ebpf.Map
+	peers        *ebpf.Map
+	flows        *ebpf.Map
+	policies     *ebpf.Map
+	words        *ebpf.Map
+	prefixes     *ebpf.Map
+	ruleCounters *ebpf.Map
+	info         *ebpf.Map
+	idle         *ebpf.Map
 }
 
 func (n *node) close() {
-	for _, m := range []*ebpf.Map{n.slots, n.overflow, n.tables, n.peers, n.info, n.idle} {
+	for _, m := range []*ebpf.Map{
+		n.slots, n.overflow, n.tables, n.peers, n.flows, n.policies, n.words, n.prefixes, n.ruleCounters, n.info, n.idle,
+	} {
 		_ = m.Close()
 	}
 }
@@ -62,22 +77,49 @@ func openNode(dir string) (*node, error) {
 		{bpf.DatapathMapSlotOverflow, &n.overflow},
 		{bpf.DatapathMapPodTables, &n.tables},
 		{bpf.DatapathMapPodPeers, &n.peers},
+		{bpf.DatapathMapPodFlows, &n.flows},
+		{bpf.DatapathMapPolicies, &n.policies},
+		{bpf.DatapathMapPodPolicyWords, &n.words},
+		{bpf.DatapathMapPodPolicyPrefixes, &n.prefixes},
+		{bpf.DatapathMapPodRuleCounters, &n.ruleCounters},
 		{bpf.DatapathMapNodeInfo, &n.info},
 		{pinIdleTable, &n.idle},
 	} {
-		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, shared.name), nil)
+		m, err := n.open(shared.name)
 		if err != nil {
 			n.close()
-			if _, gone := os.Stat(dir); gone != nil {
-				err = gone // taken down meanwhile
-			} else if errors.Is(err, fs.ErrNotExist) {
-				return nil, fmt.Errorf("%w: %s in %s; it is made anew when no pod is attached", ErrDamaged, shared.name, dir)
-			}
-			return nil, fmt.Errorf("opening the node's map %s: %w", shared.name, err)
+			return nil, err
 		}
 		*shared.to = m
 	}
 	return n, nil
+}
+
+// open opens one of the node's maps, with the errors of openNode.
+func (n *node) open(name string) (*ebpf.Map, error) {
+	m, err := ebpf.LoadPinnedMap(filepath.Join(n.dir, name), nil)
+	if err == nil {
+		return m, nil
+	}
+	if _, gone := os.Stat(n.dir); gone != nil {
+		err = gone // taken down meanwhile
+	} else if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %s in %s; it is made anew when no pod is attached", ErrDamaged, name, n.dir)
+	}
+	return nil, fmt.Errorf("opening the node's map %s: %w", name, err)
+}
+
+// withNode runs fn with the node, if there is one.
+func (d *Datapath) withNode(fn func(*node) error) error {
+	n, err := openNode(d.Root.Node())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer n.close()
+	return fn(n)
 }
 
 func (n *node) meta() (*bpf.DatapathNodeMeta, error) {
@@ -168,10 +210,6 @@ func (d *Datapath) checkAbandoned(netns uint64) error {
 
 // makeNode makes and pins what all attachments share, but for programs.
 func (d *Datapath) makeNode(spec *ebpf.CollectionSpec, netns uint64) (_ *node, err error) {
-	features, err := d.features()
-	if err != nil {
-		return nil, err
-	}
 	dir := d.Root.StagedNode()
 	// what a killed process left
 	if err := os.RemoveAll(dir); err != nil {
@@ -202,7 +240,7 @@ func (d *Datapath) makeNode(spec *ebpf.CollectionSpec, netns uint64) (_ *node, e
 		meta := bpf.DatapathNodeMeta{
 			Version: nodeMetaVersion, Netns: netns, Created: uint64(time.Now().UnixNano()),
 		}
-		if features.XDPFrags {
+		if d.hasXDPFrags() {
 			meta.XdpFrags = 1
 		}
 		copy(meta.PluginVersion[:len(meta.PluginVersion)-1], d.Version)
@@ -264,19 +302,15 @@ func (d *Datapath) servesUs() (here bool, netns uint64, err error) {
 	if err != nil {
 		return false, 0, err
 	}
-	n, err := openNode(d.Root.Node())
-	if errors.Is(err, fs.ErrNotExist) {
-		return true, own, nil
-	}
-	if err != nil {
-		return false, 0, err
-	}
-	defer n.close()
-	meta, err := n.meta()
-	if err != nil {
-		return false, 0, err
-	}
-	return meta.Netns == own, meta.Netns, nil
+	here, netns = true, own
+	err = d.withNode(func(n *node) error {
+		meta, err := n.meta()
+		if err == nil {
+			here, netns = meta.Netns == own, meta.Netns
+		}
+		return err
+	})
+	return here && err == nil, netns, err
 }
 
 // netnsInode returns the inode of the calling thread's network namespace.

@@ -392,8 +392,7 @@ func TestIndexUsedAgain(t *testing.T) {
 	for _, killed := range []bool{false, true} {
 		for _, v := range variants {
 			t.Run(fmt.Sprintf("%s, killed %v", v.name, killed), func(t *testing.T) {
-				r := newRig(t, v.mode, vethDefault)
-				r.features = v.features
+				r := newVariantRig(t, v, vethDefault)
 				before := r.node.Tree()
 				if killed {
 					r.attachKilled(r.opts, "publishing")

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -54,32 +55,58 @@ func (h hook) composition(frags bool) composition {
 	}
 }
 
-// program opens the node's program of that composition, or loads it from the spec and pins it. The
-// caller holds the node's lock.
-func (n *node) program(spec *ebpf.CollectionSpec, c composition) (*ebpf.Program, error) {
-	pin := filepath.Join(n.dir, c.pin())
-	prog, err := ebpf.LoadPinnedProgram(pin, nil)
-	if err == nil || !errors.Is(err, fs.ErrNotExist) {
-		return prog, err
+// programs opens the node's programs of these compositions, or loads them from the spec and pins them,
+// both at once: verifying is most of the time that the first pod's ADD takes. The caller holds the
+// node's lock.
+func (d *Datapath) programs(n *node, spec *ebpf.CollectionSpec, compositions []composition) ([]*ebpf.Program, error) {
+	var (
+		wait     sync.WaitGroup
+		programs = make([]*ebpf.Program, len(compositions))
+		errs     = make([]error, len(compositions))
+	)
+	for i, c := range compositions {
+		prog, err := ebpf.LoadPinnedProgram(filepath.Join(n.dir, c.pin()), nil)
+		if errors.Is(err, fs.ErrNotExist) {
+			// each changes what it loads
+			spec := spec.Copy()
+			wait.Go(func() { programs[i], errs[i] = d.loadProgram(n, spec, c) })
+			continue
+		}
+		programs[i], errs[i] = prog, err
 	}
-	spec = spec.Copy()
-	if err := c.reduce(spec); err != nil {
+	wait.Wait()
+	if err := errors.Join(errs...); err != nil {
+		for _, prog := range programs {
+			_ = prog.Close()
+		}
 		return nil, err
 	}
-	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
-		MapReplacements: map[string]*ebpf.Map{
-			bpf.DatapathMapSlots:        n.slots,
-			bpf.DatapathMapSlotOverflow: n.overflow,
-			bpf.DatapathMapPodTables:    n.tables,
-			bpf.DatapathMapPodPeers:     n.peers,
-		},
-	})
+	return programs, nil
+}
+
+func (d *Datapath) loadProgram(n *node, spec *ebpf.CollectionSpec, c composition) (*ebpf.Program, error) {
+	if err := c.reduce(spec, d.hasCoarseClock()); err != nil {
+		return nil, err
+	}
+	shared := map[string]*ebpf.Map{}
+	for _, name := range sharedMaps {
+		if spec.Maps[name] == nil {
+			continue
+		}
+		m, err := n.open(name)
+		if err != nil {
+			return nil, err
+		}
+		defer m.Close()
+		shared[name] = m
+	}
+	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: shared})
 	if err != nil {
 		return nil, fmt.Errorf("loading program %s: %w", c.function, err)
 	}
 	defer collection.Close()
-	prog = collection.DetachProgram(c.function)
-	if err := prog.Pin(pin); err != nil {
+	prog := collection.DetachProgram(c.function)
+	if err := prog.Pin(filepath.Join(n.dir, c.pin())); err != nil {
 		_ = prog.Close()
 		return nil, fmt.Errorf("pinning program %s: %w", c.pin(), err)
 	}
@@ -87,7 +114,7 @@ func (n *node) program(spec *ebpf.CollectionSpec, c composition) (*ebpf.Program,
 }
 
 // reduce leaves the composition's program in the spec, with what it refers to, and configures it.
-func (c composition) reduce(spec *ebpf.CollectionSpec) error {
+func (c composition) reduce(spec *ebpf.CollectionSpec, coarseClock bool) error {
 	prog := spec.Programs[c.function]
 	if prog == nil {
 		return fmt.Errorf("the object holds no program %s", c.function)
@@ -96,6 +123,11 @@ func (c composition) reduce(spec *ebpf.CollectionSpec) error {
 	if prog.Type == ebpf.XDP && !c.frags {
 		prog.Flags &^= unix.BPF_F_XDP_HAS_FRAGS
 		if err := spec.Variables[bpf.DatapathVarConfigXdpFrags].Set(uint8(0)); err != nil {
+			return fmt.Errorf("configuring program %s: %w", c.function, err)
+		}
+	}
+	if !coarseClock {
+		if err := spec.Variables[bpf.DatapathVarConfigCoarseClock].Set(uint8(0)); err != nil {
 			return fmt.Errorf("configuring program %s: %w", c.function, err)
 		}
 	}

@@ -48,7 +48,7 @@ func (d *Datapath) List() ([]Attachment, error) {
 // Verify returns nil if the attachment is intact, else ErrCheck with what is wrong.
 func (d *Datapath) Verify(a Attachment) error {
 	_, err := os.Stat(filepath.Join(a.dir, pinPeers))
-	return d.checkIntact(a.dir, a.Meta, err == nil)
+	return d.checkIntact(a.dir, a.Meta, err == nil, false)
 }
 
 // Counter counts packets as they would be on a wire, as far as the hook knows, and bytes of frames.
@@ -93,8 +93,16 @@ func (d *Datapath) ReadStats(a Attachment) (*Stats, error) {
 			counters = direction.Protocols[:]
 		case bpf.DatapathTableTABLE_KIND:
 			counters = direction.Kinds[:]
+		case bpf.DatapathTableTABLE_DROP:
+			counters = direction.Drops[:]
 		}
-		if err := readTable(filepath.Join(a.dir, t.pin), counters); err != nil {
+		err := readTable(filepath.Join(a.dir, t.pin), counters)
+		if t.ofFilter() && errors.Is(err, fs.ErrNotExist) {
+			if _, gone := os.Stat(a.dir); gone == nil {
+				err = nil // no filter, no drops
+			}
+		}
+		if err != nil {
 			return nil, fmt.Errorf("reading the counters of container %s, interface %s: %w", a.Meta.ContainerID, a.Meta.IfName, err)
 		}
 	}

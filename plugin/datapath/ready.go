@@ -1,9 +1,7 @@
 package datapath
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/features"
@@ -39,14 +37,12 @@ func (d *Datapath) Ready(opts ReadyOptions) error {
 	if !mounted {
 		return d.Root.Mountable()
 	}
-	n, err := openNode(d.Root.Node())
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer n.close()
+	return d.withNode(d.hasRoom)
+}
+
+// hasRoom returns nil if the node serves the caller's network namespace, or would if asked to, and has
+// a free slot.
+func (d *Datapath) hasRoom(n *node) error {
 	meta, err := n.meta()
 	if err != nil {
 		return err

@@ -28,7 +28,7 @@ import (
 
 func TestMain(m *testing.M) {
 	if step := os.Getenv(envKillStep); step != "" {
-		attachAndDie(step)
+		runAndDie(step)
 	}
 	// below kernel 5.11 the programs of the tests would not load; TestMemlock is without
 	if err := rlimit.RemoveMemlock(); err != nil && os.Geteuid() == 0 {
@@ -52,10 +52,10 @@ type rig struct {
 	features *datapath.Features
 }
 
-func newRig(t *testing.T, mode datapath.Mode, veth tests.VethOptions) *rig {
+func newRig(t *testing.T, mode datapath.Mode, veth tests.VethOptions, options ...tests.NodeOption) *rig {
 	t.Helper()
 	priv.Root(t)
-	r := &rig{t: t, node: tests.MustNode(t)}
+	r := &rig{t: t, node: tests.MustNode(t, options...)}
 	// before the node is closed, so that what is left is noticed as what it is
 	r.pod, r.veth, r.opts = r.newPod("pod", mode, veth)
 	return r
@@ -216,18 +216,32 @@ func (r *rig) expectUnchanged(before world) {
 	}
 }
 
-// Variants of mode and kernel that attachments differ by.
-var variants = []struct {
+// variant is a mode and a kernel that attachments differ by, and whether they have a filter.
+type variant struct {
 	name     string
 	mode     datapath.Mode
 	features *datapath.Features
-}{
-	{"generic", datapath.ModeGeneric, nil},
-	{"native", datapath.ModeNative, nil},
-	{"tcx", datapath.ModeTCX, nil},
-	{"generic with clsact", datapath.ModeGeneric, &datapath.Features{XDPFrags: true}},
-	{"native without frags, with clsact", datapath.ModeNative, &datapath.Features{}},
-	{"clsact", datapath.ModeTCX, &datapath.Features{}},
+	filter   bool
+}
+
+var variants = []variant{
+	{"generic", datapath.ModeGeneric, nil, false},
+	{"native", datapath.ModeNative, nil, false},
+	{"tcx", datapath.ModeTCX, nil, false},
+	{"generic with clsact", datapath.ModeGeneric, &datapath.Features{XDPFrags: true}, false},
+	{"native without frags, with clsact", datapath.ModeNative, &datapath.Features{}, true},
+	{"clsact", datapath.ModeTCX, &datapath.Features{}, false},
+	{"generic with a filter", datapath.ModeGeneric, nil, true},
+}
+
+func newVariantRig(t *testing.T, v variant, veth tests.VethOptions) *rig {
+	t.Helper()
+	r := newRig(t, v.mode, veth)
+	r.features = v.features
+	if v.filter {
+		r.opts.Policy = mustPolicy(t, someFilter)
+	}
+	return r
 }
 
 // eachVariant runs test as a subtest of each; veth ends have two queues, of which the host end
@@ -235,8 +249,7 @@ var variants = []struct {
 func eachVariant(t *testing.T, test func(t *testing.T, r *rig)) {
 	for _, v := range variants {
 		t.Run(v.name, func(t *testing.T) {
-			r := newRig(t, v.mode, tests.VethOptions{Queues: 2})
-			r.features = v.features
+			r := newVariantRig(t, v, tests.VethOptions{Queues: 2})
 			err := r.node.Do(func() error {
 				channels, err := ethtool.GetChannels(r.veth.HostName)
 				if errors.Is(err, unix.EOPNOTSUPP) {
@@ -279,16 +292,29 @@ func (r *rig) stepsOf(opts datapath.AttachOptions) []string {
 	return steps
 }
 
-// Environment of a child process of the test that attaches and kills itself at a step.
+// Environment of a child process of the test that attaches, or replaces a policy, and kills itself at a step.
 const (
 	envKillStep = "XDP_CNI_TEST_KILL_STEP"
-	envAttach   = "XDP_CNI_TEST_ATTACH"
+	envChild    = "XDP_CNI_TEST_CHILD"
 )
 
+// attachKilled attaches in a process that is killed before the step.
 func (r *rig) attachKilled(opts datapath.AttachOptions, step string) {
 	r.t.Helper()
+	r.runKilled(child{Options: opts}, step)
+}
+
+// replaceKilled replaces the policy of an attachment in a process that is killed before the step.
+func (r *rig) replaceKilled(opts datapath.AttachOptions, step string) {
+	r.t.Helper()
+	r.runKilled(child{Options: opts, Replace: true}, step)
+}
+
+func (r *rig) runKilled(c child, step string) {
+	r.t.Helper()
+	c.BPFFS, c.Features = r.node.BPFFS, r.features
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), envKillStep+"="+step, envAttach+"="+encodeChild(r.t, r.node.BPFFS, opts, r.features))
+	cmd.Env = append(os.Environ(), envKillStep+"="+step, envChild+"="+c.encode(r.t))
 	out, err := r.node.Run(cmd)
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {

@@ -1,10 +1,8 @@
 package datapath
 
 import (
-	"errors"
 	"fmt"
 	"path/filepath"
-	"sync"
 
 	"github.com/cilium/ebpf"
 
@@ -18,14 +16,19 @@ type table struct {
 	pin       string
 }
 
-// tables are those that each pod has. The first is pinned as the xdp-tutorial's xdp_stats wants it.
+// ofFilter tells whether only pods with a filter have the table.
+func (t table) ofFilter() bool { return t.kind == bpf.DatapathTableTABLE_DROP }
+
+// tables are those that a pod can have. The first is pinned as the xdp-tutorial's xdp_stats wants it.
 var tables = []table{
 	{bpf.DatapathDirectionDIRECTION_EGRESS, bpf.DatapathTableTABLE_VERDICT, "xdp_stats_map"},
 	{bpf.DatapathDirectionDIRECTION_EGRESS, bpf.DatapathTableTABLE_PROTOCOL, "protocol_stats_map"},
 	{bpf.DatapathDirectionDIRECTION_EGRESS, bpf.DatapathTableTABLE_KIND, "kind_stats_map"},
+	{bpf.DatapathDirectionDIRECTION_EGRESS, bpf.DatapathTableTABLE_DROP, "drop_stats_map"},
 	{bpf.DatapathDirectionDIRECTION_INGRESS, bpf.DatapathTableTABLE_VERDICT, "ingress_xdp_stats_map"},
 	{bpf.DatapathDirectionDIRECTION_INGRESS, bpf.DatapathTableTABLE_PROTOCOL, "ingress_protocol_stats_map"},
 	{bpf.DatapathDirectionDIRECTION_INGRESS, bpf.DatapathTableTABLE_KIND, "ingress_kind_stats_map"},
+	{bpf.DatapathDirectionDIRECTION_INGRESS, bpf.DatapathTableTABLE_DROP, "ingress_drop_stats_map"},
 }
 
 // tableIndex is the table's entry in pod_tables for the pod in slot.
@@ -34,10 +37,12 @@ func (n *node) tableIndex(t table, slot uint32) uint32 {
 	return slot*perPod + uint32(t.direction)*uint32(bpf.DatapathTableTABLES) + uint32(t.kind)
 }
 
-// podMaps are the open maps of one pod, beside meta.
+// podMaps are the open maps of one pod, beside meta. Those that it does not have are nil.
 type podMaps struct {
 	tables []*ebpf.Map // in the order of tables
-	peers  *ebpf.Map   // nil without per-peer counters
+	peers  *ebpf.Map
+	flows  *ebpf.Map
+	policy *policyMaps
 }
 
 func (p *podMaps) close() {
@@ -45,22 +50,25 @@ func (p *podMaps) close() {
 		_ = m.Close()
 	}
 	_ = p.peers.Close()
+	_ = p.flows.Close()
+	p.policy.close()
 }
 
 // makePodMaps makes a pod's maps and pins them in dir.
-func makePodMaps(spec *ebpf.CollectionSpec, dir string, peers uint32) (_ *podMaps, err error) {
-	maps := &podMaps{}
+func makePodMaps(spec *ebpf.CollectionSpec, dir string, peers uint32, policy *encodedPolicy) (_ *podMaps, err error) {
+	maps := &podMaps{tables: make([]*ebpf.Map, len(tables))}
 	defer func() {
 		if err != nil {
 			maps.close()
 		}
 	}()
-	for _, t := range tables {
-		m, err := makePinned(spec.Maps[bpf.DatapathMapXdpStatsMap], dir, t.pin)
-		if err != nil {
+	for i, t := range tables {
+		if t.ofFilter() {
+			continue
+		}
+		if maps.tables[i], err = makePinned(spec.Maps[bpf.DatapathMapXdpStatsMap], dir, t.pin); err != nil {
 			return nil, err
 		}
-		maps.tables = append(maps.tables, m)
 	}
 	if peers > 0 {
 		peersSpec := spec.Maps[bpf.DatapathMapPeers].Copy()
@@ -69,7 +77,32 @@ func makePodMaps(spec *ebpf.CollectionSpec, dir string, peers uint32) (_ *podMap
 			return nil, err
 		}
 	}
-	return maps, nil
+	if policy == nil {
+		return maps, nil
+	}
+	if err := maps.makeForFilter(spec, dir, policy.flows); err != nil {
+		return nil, err
+	}
+	maps.policy, err = makePolicyMaps(spec, policyDir(dir, 0), policy)
+	return maps, err
+}
+
+// makeForFilter makes the maps that a filter needs whatever its policy, flows many of the one by flow.
+func (p *podMaps) makeForFilter(spec *ebpf.CollectionSpec, dir string, flows uint32) (err error) {
+	for i, t := range tables {
+		if !t.ofFilter() {
+			continue
+		}
+		if p.tables[i], err = makePinned(spec.Maps[bpf.DatapathMapXdpStatsMap], dir, t.pin); err != nil {
+			return err
+		}
+	}
+	flowsSpec := spec.Maps[bpf.DatapathMapFlows].Copy()
+	if flows > 0 {
+		flowsSpec.MaxEntries = flows
+	}
+	p.flows, err = makePinned(flowsSpec, dir, pinFlows)
+	return err
 }
 
 func makePinned(spec *ebpf.MapSpec, dir, name string) (*ebpf.Map, error) {
@@ -84,78 +117,47 @@ func makePinned(spec *ebpf.MapSpec, dir, name string) (*ebpf.Map, error) {
 	return m, nil
 }
 
-// enterTables makes the pod's maps known to the programs.
-func (n *node) enterTables(slot uint32, maps *podMaps) error {
-	return n.replaceTables(slot, func(i int) *ebpf.Map { return maps.tables[i] }, func() error {
-		if maps.peers == nil {
-			return nil
-		}
-		return n.peers.Put(slot, maps.peers)
-	})
+// entries are those by which the programs know the pod's maps; the table that a pod does not have is
+// the idle one, or what was left in the slot would count on.
+func (n *node) entries(slot uint32, maps *podMaps) []entry {
+	entries := n.tableEntries(slot, func(i int) *ebpf.Map { return maps.tables[i] })
+	if maps.peers != nil {
+		entries = append(entries, entry{n.peers, slot, maps.peers})
+	}
+	if maps.flows != nil {
+		entries = append(entries, entry{n.flows, slot, maps.flows})
+	}
+	if maps.policy != nil {
+		entries = append(entries, n.policyEntries(slot, 0, maps.policy)...)
+	}
+	return entries
 }
 
-// leaveTables undoes enterTables; it lets go of the pod's maps.
-func (n *node) leaveTables(slot uint32) error {
-	return n.replaceTables(slot, func(int) *ebpf.Map { return n.idle }, func() error {
-		// seldom there, and a delete waits for a grace period also where there is nothing
-		var id ebpf.MapID
-		err := n.peers.Lookup(slot, &id)
-		if err == nil {
-			err = n.peers.Delete(slot)
-		}
-		if errors.Is(err, ebpf.ErrKeyNotExist) {
-			return nil
-		}
-		return err
-	})
-}
-
-// replaceTables sets a pod's entries in pod_tables to what with returns, and runs peers beside
-// it: each of the two waits for an RCU grace period.
-func (n *node) replaceTables(slot uint32, with func(i int) *ebpf.Map, peers func() error) error {
-	var (
-		wait     sync.WaitGroup
-		peersErr error
-	)
-	wait.Go(func() { peersErr = peers() })
-	keys := make([]uint32, len(tables))
-	fds := make([]uint32, len(tables))
+// tableEntries are a pod's entries in pod_tables, to which with gives the maps.
+func (n *node) tableEntries(slot uint32, with func(i int) *ebpf.Map) []entry {
+	var entries []entry
 	for i, t := range tables {
-		keys[i], fds[i] = n.tableIndex(t, slot), uint32(with(i).FD())
-	}
-	_, err := n.tables.BatchUpdate(keys, fds, nil)
-	errs := make([]error, len(tables))
-	if errors.Is(err, ebpf.ErrNotSupported) { // maps of maps have batches from 5.19 on
-		err = nil
-		for i := range tables {
-			wait.Go(func() { errs[i] = n.tables.Put(keys[i], fds[i]) })
+		m := with(i)
+		if m == nil {
+			m = n.idle
 		}
+		entries = append(entries, entry{n.tables, n.tableIndex(t, slot), m})
 	}
-	wait.Wait()
-	if err := errors.Join(append(errs, err, peersErr)...); err != nil {
-		return fmt.Errorf("entering the maps of slot %d: %w", slot, err)
-	}
-	return nil
+	return entries
 }
 
-// checkEntry compares an entry of a map of maps, which reads as an ID, with a pin.
-func checkEntry(outer *ebpf.Map, index uint32, dir, pin string) error {
-	pinned, err := ebpf.LoadPinnedMap(filepath.Join(dir, pin), &ebpf.LoadPinOptions{ReadOnly: true})
-	if err != nil {
-		return fmt.Errorf("%w: pin %s: %w", ErrCheck, pin, err)
+// leaveMaps lets go of all maps of the pod in slot.
+func (n *node) leaveMaps(slot uint32) error {
+	// the flows first: from then on the filter drops what still comes, and no packet is judged by half
+	// a policy
+	errs := apply(append(n.tableEntries(slot, func(int) *ebpf.Map { return nil }),
+		entry{n.peers, slot, nil}, entry{n.flows, slot, nil}))
+	if errs == nil {
+		none := &policyMaps{}
+		errs = apply(append(n.policyEntries(slot, 0, none), n.policyEntries(slot, 1, none)...))
 	}
-	defer pinned.Close()
-	info, err := pinned.Info()
-	if err != nil {
-		return fmt.Errorf("reading pin %s: %w", pin, err)
-	}
-	want, _ := info.ID()
-	var have ebpf.MapID
-	if err := outer.Lookup(index, &have); err != nil {
-		return fmt.Errorf("%w: the programs do not know map %s: %w", ErrCheck, pin, err)
-	}
-	if have != want {
-		return fmt.Errorf("%w: the programs count in map %d, pinned as %s is map %d", ErrCheck, have, pin, want)
+	if errs != nil {
+		return fmt.Errorf("leaving slot %d: %w", slot, errs)
 	}
 	return nil
 }

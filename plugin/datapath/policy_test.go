@@ -1,0 +1,447 @@
+package datapath_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/xdp-cni/xdp-cni/bpf"
+	"github.com/xdp-cni/xdp-cni/conf"
+	"github.com/xdp-cni/xdp-cni/internal/pins"
+	"github.com/xdp-cni/xdp-cni/plugin/datapath"
+	"github.com/xdp-cni/xdp-cni/plugin/filter"
+	"github.com/xdp-cni/xdp-cni/tests"
+	"github.com/xdp-cni/xdp-cni/tests/packets"
+)
+
+// someFilter lets UDP to port 53 out and drops UDP to port 54 by a rule; the default drops all.
+const someFilter = `{"stateful": false, "antiSpoof": false, "allowHost": false, "maxFlows": 256,
+	"default": {"egress": "deny", "ingress": "deny"},
+	"rules": [
+		{"name": "dns", "direction": "egress", "action": "allow", "protocol": "udp", "ports": ["53"]},
+		{"name": "no-54", "direction": "egress", "action": "deny", "to": ["10.0.0.0/8"], "protocol": "udp", "ports": ["54"]},
+		{"name": "trial", "direction": "egress", "action": "audit", "protocol": "udp", "ports": ["55"]}
+	]}`
+
+// otherFilter lets no more than UDP to port 54 out.
+const otherFilter = `{"stateful": false, "antiSpoof": false, "default": {"egress": "deny", "ingress": "deny"},
+	"rules": [{"name": "only", "direction": "egress", "action": "allow", "protocol": "udp", "ports": ["54"]}]}`
+
+func makePolicy(text string) (*datapath.Policy, error) {
+	f, _, err := conf.ParseFilter([]byte(text))
+	if err != nil {
+		return nil, err
+	}
+	compiled, err := filter.Compile(f, []netip.Addr{netip.MustParseAddr("10.0.0.2")})
+	if err != nil {
+		return nil, err
+	}
+	return &datapath.Policy{Compiled: compiled, Source: []byte(text)}, nil
+}
+
+func mustPolicy(t testing.TB, text string) *datapath.Policy {
+	t.Helper()
+	policy, err := makePolicy(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return policy
+}
+
+// attachment returns r's attachment.
+func (r *rig) attachment() datapath.Attachment {
+	r.t.Helper()
+	var found datapath.Attachment
+	err := r.do(func(d *datapath.Datapath) error {
+		list, err := d.List()
+		for _, a := range list {
+			if a.Meta.ContainerID == r.opts.ContainerID {
+				found = a
+				return err
+			}
+		}
+		return errors.Join(err, fs.ErrNotExist)
+	})
+	if err != nil {
+		r.t.Fatalf("finding the attachment: %v", err)
+	}
+	return found
+}
+
+func (r *rig) readPolicy() (state *datapath.PolicyState, err error) {
+	r.t.Helper()
+	a := r.attachment()
+	err = r.do(func(d *datapath.Datapath) error {
+		state, err = d.ReadPolicy(a)
+		return err
+	})
+	return state, err
+}
+
+func (r *rig) mustReadPolicy() *datapath.PolicyState {
+	r.t.Helper()
+	state, err := r.readPolicy()
+	if err != nil {
+		r.t.Fatalf("reading the policy: %v", err)
+	}
+	return state
+}
+
+func (r *rig) replace(text string, change ...func(*datapath.Options)) error {
+	r.t.Helper()
+	policy, a := mustPolicy(r.t, text), r.attachment()
+	return r.do(func(d *datapath.Datapath) error { return d.ReplacePolicy(context.Background(), a, *policy) }, change...)
+}
+
+func (r *rig) mustReplace(text string) {
+	r.t.Helper()
+	if err := r.replace(text); err != nil {
+		r.t.Fatalf("replacing the policy: %v", err)
+	}
+}
+
+func (r *rig) stats() *datapath.Stats {
+	r.t.Helper()
+	a := r.attachment()
+	var stats *datapath.Stats
+	err := r.do(func(d *datapath.Datapath) (err error) {
+		stats, err = d.ReadStats(a)
+		return err
+	})
+	if err != nil {
+		r.t.Fatalf("reading counters: %v", err)
+	}
+	return stats
+}
+
+// send sends a UDP packet from the pod to each port, each in a frame of 60 bytes.
+func (r *rig) send(ports ...uint16) {
+	r.t.Helper()
+	for _, port := range ports {
+		frame := packets.Frame(
+			packets.Ethernet{Src: packets.MAC(r.veth.PodMAC), Dst: packets.MAC(r.veth.HostMAC)},
+			packets.IPv4{Src: netip.MustParseAddr("10.0.0.2"), Dst: netip.MustParseAddr("10.0.0.1")},
+			packets.UDP{SrcPort: 1000, DstPort: port}, packets.Data(18))
+		if err := tests.SendFrame(r.pod, r.pod.IfName, frame); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+}
+
+// Keys of the drop counters.
+const (
+	dropRule    = bpf.DatapathDropReasonDROP_RULE - 1
+	dropDefault = bpf.DatapathDropReasonDROP_DEFAULT - 1
+)
+
+// decides tells which filter judges the pod's packets, by sending some: "some", "other", or "none".
+func (r *rig) decides() string {
+	r.t.Helper()
+	before := r.stats().Egress
+	r.send(53, 54, 55, 56)
+	after := r.stats().Egress
+	passed := after.Verdicts[bpf.DatapathVerdictVERDICT_PASS].Packets - before.Verdicts[bpf.DatapathVerdictVERDICT_PASS].Packets
+	byRule := after.Drops[dropRule].Packets - before.Drops[dropRule].Packets
+	byDefault := after.Drops[dropDefault].Packets - before.Drops[dropDefault].Packets
+	for name, want := range map[string][3]uint64{"some": {2, 1, 1}, "other": {1, 0, 3}, "none": {4, 0, 0}} {
+		if [3]uint64{passed, byRule, byDefault} == want {
+			return name
+		}
+	}
+	return fmt.Sprintf("neither: %d passed, %d were dropped by a rule, %d by default", passed, byRule, byDefault)
+}
+
+func (r *rig) expectDecides(want string) {
+	r.t.Helper()
+	if got := r.decides(); got != want {
+		r.t.Errorf("what decides is %s, want %s", got, want)
+	}
+}
+
+// TestPolicyBeforeHook looks between the steps of an attach: before the first hook every map of the policy is
+// where the programs look for it, and from the first hook on it decides.
+func TestPolicyBeforeHook(t *testing.T) {
+	for _, mode := range []datapath.Mode{datapath.ModeGeneric, datapath.ModeNative, datapath.ModeTCX} {
+		t.Run(mode.String(), func(t *testing.T) {
+			r := newRig(t, mode, vethDefault, tests.WithoutIPv6())
+			r.opts.Policy = mustPolicy(t, someFilter)
+			steps := map[string]func(){
+				"attaching egress":  func() { r.expectEntered(r.stagedDir()) },
+				"attaching ingress": func() { r.send(53, 56, 56) }, // egress is hooked now
+			}
+			err := r.attach(r.opts, func(o *datapath.Options) {
+				o.BeforeStep = func(step string) error {
+					if look := steps[step]; look != nil {
+						look()
+						delete(steps, step)
+					}
+					return nil
+				}
+			})
+			if err != nil || len(steps) > 0 {
+				t.Fatalf("attach: %v; steps that did not come: %v", err, steps)
+			}
+			stats := r.stats().Egress
+			if drops := stats.Drops[dropDefault]; drops != (datapath.Counter{Packets: 2, Bytes: 120}) {
+				t.Errorf("dropped by default from the first hook on: %+v, want 2 packets of 60 bytes", drops)
+			}
+			if passed := stats.Verdicts[bpf.DatapathVerdictVERDICT_PASS]; passed.Packets != 1 {
+				t.Errorf("passed %+v, want 1", passed)
+			}
+			r.mustDetach(r.opts)
+		})
+	}
+}
+
+func (r *rig) stagedDir() string {
+	return pins.NewRoot(r.node.BPFFS).Staged(pins.ID(r.opts.ContainerID, r.opts.IfName))
+}
+
+// expectEntered expects the node's maps to hold what is pinned in the attachment's directory, and the slot to
+// ask for it.
+func (r *rig) expectEntered(dir string) {
+	r.t.Helper()
+	slot := uint32(r.veth.HostIndex) & 4095
+	var entry bpf.DatapathSlot
+	r.nodeMap("slots", func(m *ebpf.Map) error { return m.Lookup(slot, &entry) })
+	if entry.Ifindex != uint32(r.veth.HostIndex) || entry.Flags&uint32(bpf.DatapathSlotFlagSLOT_FILTER) == 0 {
+		r.t.Errorf("the slot is %+v, want it to have a filter", entry)
+	}
+	var policy bpf.DatapathPolicy
+	r.nodeMap("policies", func(m *ebpf.Map) error { return m.Lookup(2*slot, &policy) })
+	if policy.Generation == 0 || policy.RulesLen != 3 {
+		r.t.Errorf("the policy is %+v, want one of 3 rules", policy)
+	}
+	for _, e := range []struct {
+		outer string
+		index uint32
+		pin   string
+	}{
+		{"pod_flows", slot, "flows"},
+		{"pod_policy_words", 2 * slot, "policy_0/words"},
+		{"pod_policy_prefixes", 2 * slot, "policy_0/prefixes"},
+		{"pod_rule_counters", 2 * slot, "policy_0/rule_counters"},
+		{"pod_tables", 8*slot + 3, "drop_stats_map"},
+		{"pod_tables", 8*slot + 7, "ingress_drop_stats_map"},
+		{"pod_tables", 8 * slot, "xdp_stats_map"},
+	} {
+		var id ebpf.MapID
+		r.nodeMap(e.outer, func(m *ebpf.Map) error { return m.Lookup(e.index, &id) })
+		pinned, err := ebpf.LoadPinnedMap(filepath.Join(dir, e.pin), nil)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		info, err := pinned.Info()
+		_ = pinned.Close()
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		if want, _ := info.ID(); id != want {
+			r.t.Errorf("entry %d of %s is map %d, want %d, which is pinned as %s", e.index, e.outer, id, want, e.pin)
+		}
+	}
+}
+
+func (r *rig) nodeMap(name string, do func(*ebpf.Map) error) {
+	r.t.Helper()
+	m, err := ebpf.LoadPinnedMap(filepath.Join(pins.NewRoot(r.node.BPFFS).Node(), name), nil)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer m.Close()
+	if err := do(m); err != nil {
+		r.t.Fatalf("%s: %v", name, err)
+	}
+}
+
+// TestReadPolicy: the filter is there to read as it was written, and each rule's counters are its own.
+func TestReadPolicy(t *testing.T) {
+	r := newRig(t, datapath.ModeGeneric, vethDefault, tests.WithoutIPv6())
+	before := r.world()
+	r.mustAttach(r.opts)
+	if _, err := r.readPolicy(); !errors.Is(err, datapath.ErrNoPolicy) {
+		t.Errorf("without a filter: %v", err)
+	}
+	if stats := r.stats(); stats.Egress.Drops != [5]datapath.Counter{} {
+		t.Errorf("drops without a filter: %v", stats.Egress.Drops)
+	}
+	// longer than a page, and than two
+	long := strings.Replace(someFilter, "\n", "\n"+strings.Repeat(" ", 9000), 1)
+	r.opts.Policy = mustPolicy(t, long)
+	r.mustAttach(r.opts)
+	begin := time.Now()
+	r.send(53, 53, 53, 54, 54, 55, 56)
+	state := r.mustReadPolicy()
+	if string(state.Source) != long || state.Generation == 0 {
+		t.Errorf("generation %d of a filter of %d bytes, want %d bytes:\n%q", state.Generation, len(state.Source), len(long), state.Source)
+	}
+	for i, want := range []datapath.Counter{{Packets: 3, Bytes: 180}, {Packets: 2, Bytes: 120}, {Packets: 1, Bytes: 60}} {
+		if got := state.Rules[i]; got.Counter != want || got.Last.Sub(begin).Abs() > time.Minute {
+			t.Errorf("rule %d decided %+v, want %+v about %s", i, got, want, begin)
+		}
+	}
+	a := r.attachment()
+	r.mustReplace(otherFilter)
+	if state := r.mustReadPolicy(); len(state.Rules) != 1 || state.Rules[0] != (datapath.RuleStats{}) {
+		t.Errorf("rules of a policy that has decided nothing: %+v", state.Rules)
+	}
+	r.mustDetach(r.opts)
+	err := r.do(func(d *datapath.Datapath) error { _, err := d.ReadPolicy(a); return err })
+	if !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("after the attachment is gone: %v", err)
+	}
+	err = r.do(func(d *datapath.Datapath) error {
+		return d.ReplacePolicy(context.Background(), a, *mustPolicy(t, someFilter))
+	})
+	if !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("replacing after the attachment is gone: %v", err)
+	}
+	r.expectUnchanged(before)
+}
+
+// TestReplacePolicy replaces policies to and fro, of attachments that began with and without one.
+func TestReplacePolicy(t *testing.T) {
+	for _, mode := range []datapath.Mode{datapath.ModeGeneric, datapath.ModeTCX} {
+		for _, first := range []string{"none", "some"} {
+			t.Run(mode.String()+", first "+first, func(t *testing.T) {
+				r := newRig(t, mode, vethDefault, tests.WithoutIPv6())
+				before := r.world()
+				if first == "some" {
+					r.opts.Policy = mustPolicy(t, someFilter)
+				}
+				r.mustAttach(r.opts)
+				r.expectDecides(first)
+				generation := uint32(0)
+				for range 2 {
+					for name, text := range map[string]string{"some": someFilter, "other": otherFilter} {
+						r.mustReplace(text)
+						r.expectDecides(name)
+						state := r.mustReadPolicy()
+						if state.Generation <= generation || string(state.Source) != text {
+							t.Errorf("generation %d after %d, of %s", state.Generation, generation, state.Source)
+						}
+						generation = state.Generation
+						if err := r.check(r.opts); err != nil {
+							t.Errorf("check: %v", err)
+						}
+						if got := r.pinsOf(); len(got) != 17 {
+							t.Errorf("pins are %v, want one policy", got)
+						}
+					}
+				}
+				r.mustDetach(r.opts)
+				r.expectUnchanged(before)
+			})
+		}
+	}
+}
+
+// replaceSteps are the steps of a replacement; from the first that is in the second list on, the new policy decides.
+func (r *rig) replaceSteps() (before, after []string) {
+	r.t.Helper()
+	steps := &before
+	err := r.replace(otherFilter, func(o *datapath.Options) {
+		o.BeforeStep = func(step string) error {
+			if step == "renaming its directory" {
+				steps = &after
+			}
+			*steps = append(*steps, step)
+			return nil
+		}
+	})
+	if err != nil || len(before) < 5 || len(after) < 2 {
+		r.t.Fatalf("steps %v and %v: %v", before, after, err)
+	}
+	return before, after
+}
+
+// TestReplaceFailsOrDies makes each step of a replacement fail, and kills its process at each. The old policy
+// decides, or from a step on the new one, and what is left disturbs neither CHECK, nor the next replacement, nor DEL.
+func TestReplaceFailsOrDies(t *testing.T) {
+	for _, how := range []string{"fails", "dies"} {
+		for _, old := range []string{"none", "some"} {
+			t.Run(how+", old policy "+old, func(t *testing.T) {
+				r := newRig(t, datapath.ModeGeneric, vethDefault, tests.WithoutIPv6())
+				_, _, resident := r.newPod("resident", datapath.ModeGeneric, vethDefault)
+				resident.Policy = mustPolicy(t, someFilter)
+				r.mustAttach(resident)
+				r.mustAttach(r.opts)
+				failing, done := r.replaceSteps()
+				r.mustDetach(r.opts)
+				if old == "some" {
+					r.opts.Policy = mustPolicy(t, someFilter)
+				}
+				// what a test of a filter made in between should not be
+				world := r.world()
+				for _, step := range slices.Concat(failing, done) {
+					r.mustAttach(r.opts)
+					attached := r.node.Tree()
+					want := old
+					if slices.Contains(done, step) {
+						want = "other"
+					}
+					if how == "dies" {
+						opts := r.opts
+						opts.Policy = mustPolicy(t, otherFilter)
+						r.replaceKilled(opts, step)
+					} else {
+						err := r.replace(otherFilter, func(o *datapath.Options) {
+							o.BeforeStep = func(now string) error {
+								if now == step {
+									return errInjected
+								}
+								return nil
+							}
+						})
+						if failed := errors.Is(err, errInjected); failed != (want == old) {
+							t.Errorf("at %q: %v", step, err)
+						}
+						if after := r.node.Tree(); want == old && !slices.Equal(attached, after) {
+							t.Errorf("a failure at %q left\n  %s", step, strings.Join(after, "\n  "))
+						}
+					}
+					r.expectDecides(want)
+					if state, err := r.readPolicy(); want == "none" && !errors.Is(err, datapath.ErrNoPolicy) ||
+						want != "none" && (err != nil || string(state.Source) != map[string]string{"some": someFilter, "other": otherFilter}[want]) {
+						t.Errorf("at %q: the policy reads as %+v, %v", step, state, err)
+					}
+					if err := r.check(r.opts); err != nil {
+						t.Errorf("check after %q: %v", step, err)
+					}
+					if step == failing[len(failing)-1] || step == done[0] || step == done[1] {
+						// DEL finds what the next replacement finds in the other rounds
+						r.mustDetach(r.opts)
+						r.expectUnchanged(world)
+						continue
+					}
+					r.mustReplace(someFilter)
+					r.expectDecides("some")
+					if got := r.pinsOf(); len(got) != 17 {
+						t.Errorf("after %q and another replacement pins are %v, want one policy", step, got)
+					}
+					if err := r.check(r.opts); err != nil {
+						t.Errorf("check after %q and another replacement: %v", step, err)
+					}
+					r.mustDetach(r.opts)
+					r.expectUnchanged(world)
+					if t.Failed() {
+						t.Fatalf("at %q", step)
+					}
+				}
+				if err := r.check(resident); err != nil {
+					t.Errorf("the other pod: %v", err)
+				}
+				r.mustDetach(resident)
+			})
+		}
+	}
+}

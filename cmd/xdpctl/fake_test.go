@@ -223,7 +223,7 @@ func sampleTest(t testing.TB) *testReport {
 	if err != nil {
 		t.Fatal(err)
 	}
-	report, err := explain(f, compiled(t, f), *p, subjectPod{addresses: []netip.Addr{netip.MustParseAddr("10.88.0.2")}})
+	report, err := explain(f, compiled(t, f), *p, subjectPod{known: true, addresses: []netip.Addr{netip.MustParseAddr("10.88.0.2")}})
 	if err != nil {
 		t.Fatal(err)
 	}

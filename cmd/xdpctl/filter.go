@@ -15,6 +15,7 @@ import (
 
 	"github.com/xdp-cni/xdp-cni/conf"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
+	"github.com/xdp-cni/xdp-cni/plugin/policy"
 )
 
 // filters is what the commands about filters need of the node.
@@ -72,6 +73,16 @@ func readFilter(node filters, a datapath.Attachment) (*inForce, error) {
 		return nil, fmt.Errorf("reading the filter of %s: it has %d rules, and counters for %d", longLabel(a), len(f.Rules), len(state.Rules))
 	}
 	return &inForce{f, state.Generation, state.Rules}, nil
+}
+
+// makePolicy compiles a filter for an attachment.
+func makePolicy(a datapath.Attachment, f *conf.Filter) (*datapath.Policy, error) {
+	m := a.Meta
+	made, err := policy.Make(f, policy.Pod{Addresses: m.Addresses, MAC: m.PodMAC, Netns: m.Netns, IfName: m.IfName})
+	if err != nil {
+		return nil, fmt.Errorf("the filter for %s: %w", longLabel(a), err)
+	}
+	return made, nil
 }
 
 // goneError says in plain words that a pod went, if that is why err is there.

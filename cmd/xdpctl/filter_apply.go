@@ -116,7 +116,7 @@ type application struct {
 type target struct {
 	datapath.Attachment
 	before *conf.Filter // nil for none
-	policy datapath.Policy
+	policy *datapath.Policy
 	err    error
 }
 
@@ -157,8 +157,8 @@ func (a *application) compile() error {
 	for i := range a.targets {
 		t := &a.targets[i]
 		var err error
-		if t.policy, err = compilePolicy(t.Meta, a.filter); err != nil {
-			errs = errors.Join(errs, fmt.Errorf("compiling the filter for %s: %w", longLabel(t.Attachment), err))
+		if t.policy, err = makePolicy(t.Attachment, a.filter); err != nil {
+			errs = errors.Join(errs, err)
 			continue
 		}
 		before, err := readFilter(a.node, t.Attachment)
@@ -186,7 +186,7 @@ func (a *application) apply(ctx context.Context, t *target) appliedTo {
 	default:
 		t.err = ctx.Err() // interrupted: those left keep what they have
 		if t.err == nil {
-			t.err = a.node.ReplacePolicy(ctx, t.Attachment, t.policy)
+			t.err = a.node.ReplacePolicy(ctx, t.Attachment, *t.policy)
 		}
 		if t.err != nil {
 			t.err = a.o.goneError(t.Attachment, fmt.Errorf("applying the filter to %s: %w", longLabel(t.Attachment), t.err))

@@ -96,7 +96,7 @@ func TestApplyRefuses(t *testing.T) {
 		{"unknown pod", sampleFilter, "demo/server demo/serve", `no pod is known as "demo/serve"`},
 		{"ambiguous pod", sampleFilter, "demo/server 77", `"77" is ambiguous`},
 		{"two interfaces", sampleFilter, "demo/client", `"demo/client" has 2 interfaces; name the one you mean`},
-		{"an address that does not compile", `{}`, "demo/server veth33333333", "compiling the filter for 77bb00000000 (veth33333333): "},
+		{"an address that does not compile", `{}`, "demo/server veth33333333", "the filter for 77bb00000000 (veth33333333): compiling the filter: "},
 	} {
 		n := newFakeNode(t)
 		if strings.Contains(test.want, "compiling") {

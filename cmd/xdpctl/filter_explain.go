@@ -72,8 +72,9 @@ type askedRule struct {
 
 // subjectPod is the pod that a packet is of, as far as it is known.
 type subjectPod struct {
+	known     bool // whether a POD was named; else there is nothing else
 	mac       model.MAC
-	addresses []netip.Addr // that it may send from; nil if no POD was named
+	addresses []netip.Addr // that it may send from
 	hosts     []netip.Addr // the node's own
 	others    map[netip.Addr]string
 }
@@ -85,13 +86,12 @@ type explanation struct {
 	filter    *conf.Filter
 	packet    packet
 	pod       subjectPod
-	known     bool      // whether the pod is
 	anonymous bool      // the pod's address in packet stands for one that is not known
 	judge     model.Pod // pod, as the model is told of it
 }
 
 func newExplanation(f *conf.Filter, p packet, pod subjectPod) *explanation {
-	e := &explanation{filter: f, packet: p, pod: pod, known: len(pod.addresses) > 0}
+	e := &explanation{filter: f, packet: p, pod: pod}
 	local, remote := &e.packet.local.address, p.remote.address
 	if !local.IsValid() {
 		*local = ownAddress(pod.addresses, remote.Is4())
@@ -100,7 +100,7 @@ func newExplanation(f *conf.Filter, p packet, pod subjectPod) *explanation {
 		*local = placeholder(remote)
 	}
 	e.judge = model.Pod{MAC: pod.mac, Addresses: pod.addresses}
-	if !e.known {
+	if !e.pod.known {
 		e.judge.Addresses = []netip.Addr{*local}
 	}
 	return e
@@ -302,10 +302,10 @@ func (e *explanation) notes(v model.Verdict) []string {
 	if v.WouldDeny {
 		note("audit: it passes, and is counted and reported as one that would be denied")
 	}
-	if p.direction == conf.Egress && f.AntiSpoof && !e.known && !e.anonymous {
+	if p.direction == conf.Egress && f.AntiSpoof && !e.pod.known && !e.anonymous {
 		note("antiSpoof: without POD, %s is taken for an address of the pod", p.local.address)
 	}
-	if p.direction == conf.Ingress && f.AllowHost && !e.known && !v.Pass {
+	if p.direction == conf.Ingress && f.AllowHost && !e.pod.known && !v.Pass {
 		note("allowHost: from the node itself it would pass")
 	}
 	if name, ok := e.pod.others[p.remote.address]; ok && p.direction == conf.Egress && v.Pass {

@@ -91,11 +91,12 @@ func TestExplainChecks(t *testing.T) {
 func TestExplain(t *testing.T) {
 	addr := netip.MustParseAddr
 	pod := subjectPod{
+		known:     true,
 		addresses: []netip.Addr{addr("10.88.0.2"), addr("fd00::2"), addr("fe80::1")},
 		hosts:     []netip.Addr{addr("10.88.0.1")},
 		others:    map[netip.Addr]string{addr("10.88.0.3"): "demo/server"},
 	}
-	only4 := subjectPod{addresses: pod.addresses[:1]}
+	only4 := subjectPod{known: true, addresses: pod.addresses[:1]}
 	const (
 		stateless = `{"stateful":false,"antiSpoof":false,"allowHost":false,"default":{"ingress":"deny"}}`
 		closed    = `{"default":{"egress":"deny","ingress":"deny"}}`

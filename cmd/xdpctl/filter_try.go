@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -104,16 +105,25 @@ func (o *options) tryPacket(file *filterFile, p packet, pods []string) (*testRep
 		}
 		f = inForce.Filter
 	}
-	policy, err := compilePolicy(a.Meta, f)
+	made, err := makePolicy(*a, f)
 	if err != nil {
-		return nil, fmt.Errorf("compiling the filter for %s: %w", longLabel(*a), err)
+		return nil, err
 	}
-	pod := subjectPod{addresses: policy.Compiled.Addresses, others: otherPods(node, *a)}
+	pod := subjectPod{known: true, others: otherPods(node, *a)}
 	copy(pod.mac[:], a.Meta.PodMAC)
+	// those that it was given first; without antiSpoof the policy has none
+	for _, prefix := range a.Meta.Addresses {
+		pod.addresses = append(pod.addresses, prefix.Addr())
+	}
+	for _, address := range made.Compiled.Addresses {
+		if !slices.Contains(pod.addresses, address) {
+			pod.addresses = append(pod.addresses, address)
+		}
+	}
 	if pod.hosts, err = o.nodeAddresses(); err != nil {
 		return nil, err
 	}
-	return explain(f, policy.Compiled, p, pod)
+	return explain(f, made.Compiled, p, pod)
 }
 
 // otherPods returns the labels of the other pods of the node, by address.

@@ -46,8 +46,8 @@ func TestGolden(t *testing.T) {
 	earlier := &sample{at: made, readings: []reading{{later.readings[0].Attachment, &datapath.Stats{}}}}
 	plain, watched := later.reports(nil), later.reports(earlier)
 	pods := []podReport{}
-	for _, a := range list {
-		pods = append(pods, newPodReport(a.Meta))
+	for i, a := range list {
+		pods = append(pods, newPodReport(a.Meta, []*datapath.PolicyState{nil, samplePolicy(), nil, {Rules: make([]datapath.RuleStats, 1)}}[i]))
 	}
 	peers := newPeersReport(list[0].Meta, samplePeers(), 0)
 	collected := newGCReport(true, list[:1])
@@ -131,7 +131,7 @@ func TestHelpGolden(t *testing.T) {
 func TestEmptyIsNoNull(t *testing.T) {
 	none := &datapath.Meta{}
 	for _, result := range []any{
-		(&sample{}).reports(nil), newStatsReport(none, &datapath.Stats{}), newPodReport(none),
+		(&sample{}).reports(nil), newStatsReport(none, &datapath.Stats{}), newPodReport(none, nil),
 		newPeersReport(none, nil, 0), newGCReport(false, nil), newNodeReport(&datapath.NodeInfo{}),
 		newDropsReport(none, nil, &datapath.Stats{}), newFilterReport(none, &inForce{Filter: &conf.Filter{}}, &datapath.Stats{}),
 		applyReport{Warnings: []conf.Warning{}, Pods: []appliedTo{{attachment: newAttachment(none), Changes: diffFilters(&conf.Filter{}, &conf.Filter{})}}},

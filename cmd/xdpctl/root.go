@@ -94,10 +94,10 @@ func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 	}
 }
 
-const rootHelp = `xdpctl shows what the xdp CNI plugin counts and runs on this node.
+const rootHelp = `xdpctl shows what the xdp CNI plugin counts and runs on this node, and changes the filters of pods.
 
-All of it is read from the pins under --bpffs, without a lock and without disturbing the packet
-path; there is no daemon to ask. Reading takes root.
+All of it is in the pins under --bpffs. It is read without a lock and without disturbing the packet
+path; there is no daemon to ask. That takes root.
 
 Egress is what a pod sends, ingress what it receives. POD, where a command takes one, is any of
   namespace/name        of the pod, in Kubernetes
@@ -110,11 +110,13 @@ Exit status: 0, 1 if something failed, 2 if the command line is wrong.`
 func newRootCommand(o *options) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "xdpctl",
-		Short: "Show and check the per-pod statistics of the xdp CNI plugin",
+		Short: "Show, check and filter what the xdp CNI plugin sees of pods",
 		Long:  rootHelp,
 		Example: `  xdpctl stats
   xdpctl stats kube-system/coredns-5d78c9869d-x7v2k --watch 2s
   xdpctl stats -o json | jq '.[] | {pod: .pod.name, dropped: .egress.drop.packets}'
+  xdpctl filter show default/web
+  xdpctl drops --follow
   xdpctl doctor`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {

@@ -10,6 +10,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/xdp-cni/xdp-cni/bpf"
+	"github.com/xdp-cni/xdp-cni/conf"
 	"github.com/xdp-cni/xdp-cni/ipam/leases"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
 )
@@ -162,6 +163,7 @@ func goodFacts() *facts {
 	for _, a := range sampleAttachments() {
 		f.attachments = append(f.attachments, attachmentFacts{Attachment: a})
 	}
+	f.attachments[3].filter = &conf.Filter{}
 	return f
 }
 

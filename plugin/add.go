@@ -17,6 +17,7 @@ import (
 
 // add makes the attachment and prints prevResult as it came.
 func add(ctx context.Context, c *call) error {
+	c.datapath.Prepare()
 	output, err := c.conf.ResultJSON()
 	if err != nil {
 		return err

@@ -6,6 +6,8 @@ import (
 	"context"
 	"log/slog"
 	"os/signal"
+	"runtime"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -17,7 +19,19 @@ import (
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
 )
 
+// waits is how many system calls of one verb wait for RCU grace periods at once, and some more.
+const waits = 16
+
+// memory is what a verb may use before garbage is collected, in bytes.
+const memory = 64 << 20
+
 func main() {
+	// A goroutine in a system call keeps its processor until the Go runtime's monitor takes it away,
+	// up to 10 ms later (sysmon() in runtime/proc.go): on few CPUs all others would wait with it.
+	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), waits))
+	// collecting garbage takes a part of the time of a process that ends in a moment
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(memory)
 	// a runtime that is gone must not keep ADD from undoing what it did: the write fails instead
 	signal.Ignore(syscall.SIGPIPE)
 	about := "CNI plugin xdp " + release.Version() +

@@ -42,7 +42,7 @@ func judge(f *facts) []check {
 	checks = append(checks, f.checkProgramTypes(), f.checkLinks(), f.checkTCX(), f.checkFrags(), f.checkJIT(),
 		f.checkBPFFS(), f.checkLayout(), f.checkNode(), f.checkReady())
 	checks = append(checks, f.checkAttachments()...)
-	return append(checks, f.checkStale(), f.checkLeases())
+	return append(checks, f.checkFilters(), f.checkStale(), f.checkLeases())
 }
 
 func (f *facts) checkPrivileges() check {
@@ -187,6 +187,55 @@ func (f *facts) checkAttachments() []check {
 	}
 	return append(checks, ok(name, fmt.Sprintf("%d intact", intact)))
 }
+
+// checkFilters: an odd filter is a warning at ADD, which nobody may have seen.
+func (f *facts) checkFilters() check {
+	const name = "filters"
+	var (
+		errs     error
+		filtered int
+		odd      []string                // in the order they are found
+		of       = map[string][]string{} // pods, by what is odd
+	)
+	for _, a := range f.attachments {
+		errs = errors.Join(errs, a.filterErr)
+		if a.filter == nil {
+			continue
+		}
+		filtered++
+		for _, w := range a.filter.Warnings() {
+			text := w.String()
+			if of[text] == nil {
+				odd = append(odd, text)
+			}
+			of[text] = append(of[text], labelOf(a.Attachment))
+		}
+	}
+	switch {
+	case f.node != nil && !f.node.Here:
+		return warn(name, "not checked: the attachments are of another network namespace", "")
+	case errs != nil:
+		return fail(name, errs.Error(), "")
+	}
+	detail := fmt.Sprintf("%d of %d attachments have one", filtered, len(f.attachments))
+	if len(odd) == 0 {
+		return ok(name, detail)
+	}
+	for _, text := range odd[:min(len(odd), mostOdd)] {
+		pods := of[text]
+		detail += fmt.Sprintf("\n%s, of %s", text, strings.Join(pods[:min(len(pods), mostOdd)], ", "))
+		if more := len(pods) - mostOdd; more > 0 {
+			detail += fmt.Sprintf(" and %d more", more)
+		}
+	}
+	if more := len(odd) - mostOdd; more > 0 {
+		detail += fmt.Sprintf("\nand %d more", more)
+	}
+	return warn(name, detail, "see xdpctl filter show")
+}
+
+// mostOdd is how much doctor tells of what is odd about filters, and of how many pods.
+const mostOdd = 10
 
 func (f *facts) checkStale() check {
 	const (

@@ -34,6 +34,16 @@ func TestUsage(t *testing.T) {
 		{"peers a b", "takes one POD, not 2"},
 		{"peers a --top -1", "--top is -1, and must not be negative"},
 		{"peers a --top many", "invalid argument"},
+		{"filter shw", `unknown command "shw" for "xdpctl filter"`},
+		{"filter show", "takes one POD, not 0"},
+		{"filter apply", "takes a POD or more, or --all"},
+		{"filter apply a", "-f FILE is missing"},
+		{"filter apply a --all -f x", "takes no POD with --all, got a"},
+		{"filter test --egress --icmp 8 --to 10.0.0.1", "takes a POD, or -f FILE, or both"},
+		{"filter test a b --egress --icmp 8 --to 10.0.0.1", "takes one POD, not 2"},
+		{"filter test a --icmp 8 --to 10.0.0.1", "one of --egress and --ingress is needed"},
+		{"drops --count 1", "--count goes with --follow only"},
+		{"drops --follow --count -1", "--count is -1, and must not be negative"},
 		{"doctor x", `unknown command "x" for "xdpctl doctor"`},
 		{"gc --dry-run x", `unknown command "x" for "xdpctl gc"`},
 		{"ipam lst", `unknown command "lst" for "xdpctl ipam"`},
@@ -65,6 +75,10 @@ func TestNothingThere(t *testing.T) {
 		{"stats -o wide", "", "There are no attachments"},
 		{"stats -o json", "[]\n", ""},
 		{"stats -o yaml", "[]\n", ""},
+		{"drops", "", "There are no attachments"},
+		{"drops -o json", "[]\n", ""},
+		{"filter apply --all -f testdata/filter.yaml", "", "There are no attachments"},
+		{"filter apply --all --dry-run -f testdata/filter.yaml -o yaml", "dryRun: true\npods: []\nwarnings: []\n", ""},
 		{"ipam list", "", "There are no leases"},
 		{"ipam list -o json", "[]\n", ""},
 		{"ipam show", "", "There are no leases"},
@@ -77,7 +91,8 @@ func TestNothingThere(t *testing.T) {
 			t.Errorf("xdpctl %s: status %d, stdout %q, stderr %q", test.args, status, stdout, stderr)
 		}
 	}
-	for _, args := range []string{"pods x", "stats x", "peers x", "stats x --watch"} {
+	for _, args := range []string{"pods x", "stats x", "peers x", "stats x --watch", "drops x", "drops x --follow",
+		"filter show x", "filter apply x -f testdata/filter.yaml", "filter test x --egress --icmp 8 --to 10.0.0.1"} {
 		status, stdout, stderr := xdpctl(t.Context(), append(strings.Fields(args), "--bpffs", t.TempDir())...)
 		if want := "xdpctl: no pod is known as \"x\": there are no attachments\n"; status != exitFailure || stderr != want || stdout != "" {
 			t.Errorf("xdpctl %s: status %d, stdout %q, stderr %q", args, status, stdout, stderr)
@@ -121,7 +136,7 @@ func TestRedraw(t *testing.T) {
 
 // TestHelp: every command has examples, of itself.
 func TestHelp(t *testing.T) {
-	for _, cmd := range newRootCommand(streams{}).Commands() {
+	for _, cmd := range newRootCommand(newOptions(streams{})).Commands() {
 		if cmd.Short == "" || cmd.Long == "" || !strings.Contains(cmd.Example, "xdpctl "+cmd.Name()) {
 			t.Errorf("%s lacks help or examples", cmd.Name())
 		}

@@ -1,6 +1,9 @@
 package main
 
 import (
+	"fmt"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,31 +22,87 @@ func (c *counter) add(other counter) {
 	c.Bytes += other.Bytes
 }
 
-// verdicts counts by what was done with a packet.
-type verdicts struct {
-	Pass     counter `json:"pass"`
-	Drop     counter `json:"drop"`
-	TX       counter `json:"tx"`
-	Redirect counter `json:"redirect"`
-	Aborted  counter `json:"aborted"`
+// tally is counters by name, in the order they are shown in. As JSON it is an object of them.
+type tally []tallied
+
+type tallied struct {
+	name string
+	counter
 }
 
-// protocols counts by what is in the IP packet.
-type protocols struct {
-	TCP    counter `json:"tcp"`
-	UDP    counter `json:"udp"`
-	ICMP   counter `json:"icmp"`
-	ICMPv6 counter `json:"icmpv6"`
-	Other  counter `json:"other"`
+// word is what a key of one of the packet path's tables is called.
+type word[K ~uint32] struct {
+	name string
+	key  K
 }
 
-// kinds counts by what a packet is.
-type kinds struct {
-	IPv4      counter `json:"ipv4"`
-	IPv6      counter `json:"ipv6"`
-	Other     counter `json:"other"`
-	Truncated counter `json:"truncated"`
-	Malformed counter `json:"malformed"`
+// The words of each table, by what it counts.
+var (
+	// by what was done with a packet
+	verdictWords = []word[bpf.DatapathVerdict]{
+		{"pass", bpf.DatapathVerdictVERDICT_PASS}, {"drop", bpf.DatapathVerdictVERDICT_DROP},
+		{"tx", bpf.DatapathVerdictVERDICT_TX}, {"redirect", bpf.DatapathVerdictVERDICT_REDIRECT},
+		{"aborted", bpf.DatapathVerdictVERDICT_ABORTED},
+	}
+	// by what is in the IP packet
+	protocolWords = []word[bpf.DatapathProtocol]{
+		{"tcp", bpf.DatapathProtocolPROTOCOL_TCP}, {"udp", bpf.DatapathProtocolPROTOCOL_UDP},
+		{"icmp", bpf.DatapathProtocolPROTOCOL_ICMP}, {"icmpv6", bpf.DatapathProtocolPROTOCOL_ICMPV6},
+		{"other", bpf.DatapathProtocolPROTOCOL_OTHER},
+	}
+	// by what a packet is
+	kindWords = []word[bpf.DatapathKind]{
+		{"ipv4", bpf.DatapathKindKIND_IPV4}, {"ipv6", bpf.DatapathKindKIND_IPV6},
+		{"other", bpf.DatapathKindKIND_OTHER}, {"truncated", bpf.DatapathKindKIND_TRUNCATED},
+		{"malformed", bpf.DatapathKindKIND_MALFORMED},
+	}
+	// by why a filter dropped it; DROP_NONE has no counter
+	reasonWords = []word[bpf.DatapathDropReason]{
+		{"spoof", bpf.DatapathDropReasonDROP_SPOOF - 1}, {"rule", bpf.DatapathDropReasonDROP_RULE - 1},
+		{"default", bpf.DatapathDropReasonDROP_DEFAULT - 1}, {"malformed", bpf.DatapathDropReasonDROP_MALFORMED - 1},
+		{"fragment", bpf.DatapathDropReasonDROP_FRAGMENT - 1},
+	}
+)
+
+// newTally names a table's counters.
+func newTally[K ~uint32](words []word[K], counters []datapath.Counter) tally {
+	t := make(tally, 0, len(words))
+	for _, w := range words {
+		t = append(t, tallied{w.name, counter(counters[w.key])})
+	}
+	return t
+}
+
+func newVerdicts(s *datapath.DirectionStats) tally  { return newTally(verdictWords, s.Verdicts[:]) }
+func newProtocols(s *datapath.DirectionStats) tally { return newTally(protocolWords, s.Protocols[:]) }
+func newKinds(s *datapath.DirectionStats) tally     { return newTally(kindWords, s.Kinds[:]) }
+func newReasons(s *datapath.DirectionStats) tally   { return newTally(reasonWords, s.Drops[:]) }
+
+// MarshalJSON writes an object, in order.
+func (t tally) MarshalJSON() ([]byte, error) {
+	text := []byte{'{'}
+	for i, c := range t {
+		if i > 0 {
+			text = append(text, ',')
+		}
+		text = strconv.AppendQuote(text, c.name)
+		text = fmt.Appendf(text, `:{"packets":%d,"bytes":%d}`, c.Packets, c.Bytes)
+	}
+	return append(text, '}'), nil
+}
+
+// total is the sum of all: each packet of a direction has one verdict, and one kind.
+func (t tally) total() counter { return t.of() }
+
+// of is the sum of those that are named, of all if none is.
+func (t tally) of(names ...string) counter {
+	var sum counter
+	for _, c := range t {
+		if len(names) == 0 || slices.Contains(names, c.name) {
+			sum.add(c.counter)
+		}
+	}
+	return sum
 }
 
 type rate struct {
@@ -54,65 +113,31 @@ type rate struct {
 // statsReport is what stats says of an attachment.
 type statsReport struct {
 	attachment
-	directions[verdicts]
-	Protocols directions[protocols] `json:"protocols"`
-	Kinds     directions[kinds]     `json:"kinds"`
-	Rates     *directions[rate]     `json:"rates,omitempty"` // with --watch
+	directions[tally]                   // by verdict
+	Protocols         directions[tally] `json:"protocols"`
+	Kinds             directions[tally] `json:"kinds"`
+	Drops             directions[tally] `json:"drops"`
+	Rates             *directions[rate] `json:"rates,omitempty"` // with --watch
 }
 
 func newStatsReport(m *datapath.Meta, s *datapath.Stats) statsReport {
+	each := func(count func(*datapath.DirectionStats) tally) directions[tally] {
+		return directions[tally]{count(&s.Egress), count(&s.Ingress)}
+	}
 	return statsReport{
 		attachment: newAttachment(m),
-		directions: directions[verdicts]{newVerdicts(&s.Egress), newVerdicts(&s.Ingress)},
-		Protocols:  directions[protocols]{newProtocols(&s.Egress), newProtocols(&s.Ingress)},
-		Kinds:      directions[kinds]{newKinds(&s.Egress), newKinds(&s.Ingress)},
+		directions: each(newVerdicts),
+		Protocols:  each(newProtocols),
+		Kinds:      each(newKinds),
+		Drops:      each(newReasons),
 	}
 }
 
-func newVerdicts(s *datapath.DirectionStats) verdicts {
-	return verdicts{
-		Pass:     counter(s.Verdicts[bpf.DatapathVerdictVERDICT_PASS]),
-		Drop:     counter(s.Verdicts[bpf.DatapathVerdictVERDICT_DROP]),
-		TX:       counter(s.Verdicts[bpf.DatapathVerdictVERDICT_TX]),
-		Redirect: counter(s.Verdicts[bpf.DatapathVerdictVERDICT_REDIRECT]),
-		Aborted:  counter(s.Verdicts[bpf.DatapathVerdictVERDICT_ABORTED]),
-	}
-}
+// dropped is the packets that went nowhere, of verdicts.
+func dropped(verdicts tally) uint64 { return verdicts.of("drop", "aborted").Packets }
 
-func newProtocols(s *datapath.DirectionStats) protocols {
-	return protocols{
-		TCP:    counter(s.Protocols[bpf.DatapathProtocolPROTOCOL_TCP]),
-		UDP:    counter(s.Protocols[bpf.DatapathProtocolPROTOCOL_UDP]),
-		ICMP:   counter(s.Protocols[bpf.DatapathProtocolPROTOCOL_ICMP]),
-		ICMPv6: counter(s.Protocols[bpf.DatapathProtocolPROTOCOL_ICMPV6]),
-		Other:  counter(s.Protocols[bpf.DatapathProtocolPROTOCOL_OTHER]),
-	}
-}
-
-func newKinds(s *datapath.DirectionStats) kinds {
-	return kinds{
-		IPv4:      counter(s.Kinds[bpf.DatapathKindKIND_IPV4]),
-		IPv6:      counter(s.Kinds[bpf.DatapathKindKIND_IPV6]),
-		Other:     counter(s.Kinds[bpf.DatapathKindKIND_OTHER]),
-		Truncated: counter(s.Kinds[bpf.DatapathKindKIND_TRUNCATED]),
-		Malformed: counter(s.Kinds[bpf.DatapathKindKIND_MALFORMED]),
-	}
-}
-
-// total is every packet of the direction: each has one verdict.
-func (v verdicts) total() counter {
-	var sum counter
-	for _, c := range []counter{v.Pass, v.Drop, v.TX, v.Redirect, v.Aborted} {
-		sum.add(c)
-	}
-	return sum
-}
-
-// dropped is the packets that went nowhere.
-func (v verdicts) dropped() uint64 { return v.Drop.Packets + v.Aborted.Packets }
-
-// broken is the packets that could not be parsed.
-func (k kinds) broken() uint64 { return k.Truncated.Packets + k.Malformed.Packets }
+// broken is the packets that could not be parsed, of kinds.
+func broken(kinds tally) uint64 { return kinds.of("truncated", "malformed").Packets }
 
 // rateOf is how fast a counter that stood at before went to now.
 func rateOf(before, now counter, over time.Duration) rate {
@@ -124,33 +149,12 @@ func rateOf(before, now counter, over time.Duration) rate {
 	}
 }
 
-// named is a counter with its name, for tables.
-type named struct {
-	name  string
-	count uint64
-}
-
-func (v verdicts) named() []named {
-	return []named{{"pass", v.Pass.Packets}, {"drop", v.Drop.Packets}, {"tx", v.TX.Packets},
-		{"redirect", v.Redirect.Packets}, {"aborted", v.Aborted.Packets}}
-}
-
-func (p protocols) named() []named {
-	return []named{{"tcp", p.TCP.Packets}, {"udp", p.UDP.Packets}, {"icmp", p.ICMP.Packets},
-		{"icmpv6", p.ICMPv6.Packets}, {"other", p.Other.Packets}}
-}
-
-func (k kinds) named() []named {
-	return []named{{"ipv4", k.IPv4.Packets}, {"ipv6", k.IPv6.Packets}, {"other", k.Other.Packets},
-		{"truncated", k.Truncated.Packets}, {"malformed", k.Malformed.Packets}}
-}
-
-// nonzero writes the counters that are not 0, as "tcp 1.2k, udp 5"; "-" if all are.
-func (n numbers) nonzero(counters []named) string {
+// nonzero writes the packets of the counters that are not 0, as "tcp 1.2k, udp 5"; "-" if all are.
+func (n numbers) nonzero(t tally) string {
 	var parts []string
-	for _, c := range counters {
-		if c.count != 0 {
-			parts = append(parts, c.name+" "+n.packets(c.count))
+	for _, c := range t {
+		if c.Packets != 0 {
+			parts = append(parts, c.name+" "+n.packets(c.Packets))
 		}
 	}
 	if len(parts) == 0 {

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/xdp-cni/xdp-cni/conf"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
 )
 
@@ -52,6 +53,13 @@ func TestJudge(t *testing.T) {
 		{"the others", func(f *facts) { f.attachments[3].verify = broken }, "attachments", statusOK, "3 intact"},
 		{"unreadable", func(f *facts) { f.attachmentErr = broken }, "attachments", statusFail, "broken"},
 		{"stale", func(f *facts) { f.attachments[0].stale = true }, "stale", statusWarn, "xdpctl gc"},
+		{"filters", func(*facts) {}, "filters", statusOK, "1 of 4 attachments have one"},
+		{"filter unreadable", func(f *facts) { f.attachments[0].filterErr = broken }, "filters", statusFail, "broken"},
+		{"odd filter", func(f *facts) {
+			f.attachments[0].filter = oddFilter()
+			f.attachments[1].filter = oddFilter()
+		}, "filters", statusWarn, `3 of 4 attachments have one
+rule "b" (rules[1]): never decides: rule "a" (rules[0]) comes before it and matches all that it does, of 77bb00000000, demo/client`},
 		{"no leases", func(f *facts) { f.leases = leaseFacts{} }, "leases", statusOK, "no address"},
 		{"leases", func(*facts) {}, "leases", statusOK, "3 in 1 networks"},
 		{"leases unreadable", func(f *facts) { f.leases.err = broken }, "leases", statusFail, "broken"},
@@ -70,6 +78,10 @@ func TestJudge(t *testing.T) {
 			t.Errorf("%s: no check %s %s with %q in %v", test.name, test.check, test.status, test.want, judge(f))
 		}
 	}
+}
+
+func oddFilter() *conf.Filter {
+	return &conf.Filter{Rules: []conf.Rule{{Name: "a", Protocol: conf.ProtocolAny}, {Name: "b", Protocol: conf.ProtocolTCP}}}
 }
 
 func TestDoctorStatus(t *testing.T) {

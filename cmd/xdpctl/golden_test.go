@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"math"
 	"os"
@@ -12,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/xdp-cni/xdp-cni/conf"
 	"github.com/xdp-cni/xdp-cni/internal/pins"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
 )
@@ -43,13 +46,18 @@ func TestGolden(t *testing.T) {
 	earlier := &sample{at: made, readings: []reading{{later.readings[0].Attachment, &datapath.Stats{}}}}
 	plain, watched := later.reports(nil), later.reports(earlier)
 	pods := []podReport{}
-	for _, a := range list {
-		pods = append(pods, newPodReport(a.Meta))
+	for i, a := range list {
+		pods = append(pods, newPodReport(a.Meta, []*datapath.PolicyState{nil, samplePolicy(), nil, {Rules: make([]datapath.RuleStats, 1)}}[i]))
 	}
 	peers := newPeersReport(list[0].Meta, samplePeers(), 0)
 	collected := newGCReport(true, list[:1])
 	imported := sampleImport()
 	networks := sampleNetworks()
+	none := newFilterReport(list[3].Meta, nil, &datapath.Stats{})
+	shown := newFilterReport(list[1].Meta, sampleInForce(t), sampleReadings()[0].stats)
+	drops := []dropsReport{newDropsReport(list[1].Meta, sampleInForce(t), sampleReadings()[0].stats), newDropsReport(list[0].Meta, nil, &datapath.Stats{})}
+	tested := sampleTest(t)
+	applied := sampleApply(t)
 	version := versionReport{Release: "v0.1.0", Layout: pins.Version, BPFFS: "/sys/fs/bpf/xdp-cni", Node: newNodeReport(sampleNode())}
 	for _, result := range []struct {
 		name   string
@@ -65,6 +73,11 @@ func TestGolden(t *testing.T) {
 		{"ipam-list", imported.Imported, func(s style) string { return leasesTable(imported.Imported, s, now) }, []format{formatWide}},
 		{"ipam-show", networks, func(style) string { return networksTable(networks) }, nil},
 		{"ipam-import", imported, func(s style) string { return importTable(imported, s, now) }, nil},
+		{"filter-show", shown, func(s style) string { return filterTable(&shown, s, now) }, []format{formatWide}},
+		{"filter-show-none", none, func(s style) string { return filterTable(&none, s, now) }, nil},
+		{"filter-test", tested, func(style) string { return tryText(tested) }, nil},
+		{"filter-apply", applied, func(style) string { return applyText(applied) }, nil},
+		{"drops", drops, func(s style) string { return dropsText(drops, s, now) }, nil},
 		{"version", version, func(style) string { return versionText(&version, true, now) }, nil},
 		{"doctor", newDoctorReport(goodFacts()), func(style) string { return doctorText(newDoctorReport(goodFacts())) }, nil},
 		{"doctor-bad", newDoctorReport(badFacts()), func(style) string { return doctorText(newDoctorReport(badFacts())) }, nil},
@@ -83,12 +96,45 @@ func TestGolden(t *testing.T) {
 	}
 }
 
+// TestFollowGolden has a line of each kind of drop.
+func TestFollowGolden(t *testing.T) {
+	for _, as := range []format{formatTable, formatJSON} {
+		n := newFakeNode(t)
+		n.follow = func(_ context.Context, with func(datapath.DropEvent) error) error {
+			for _, e := range sampleEvents() {
+				if err := with(e); err != nil {
+					return err
+				}
+			}
+			return errors.New("that was all")
+		}
+		status, stdout, stderr := n.xdpctl(t.Context(), "drops", "--follow", "-o", string(as))
+		if want := "xdpctl: that was all\n"; status != exitFailure || stderr != want {
+			t.Errorf("status %d, %q; want %q", status, stderr, want)
+		}
+		golden(t, map[format]string{formatTable: "drops-follow.txt", formatJSON: "drops-follow.jsonl"}[as], stdout)
+	}
+}
+
+// TestHelpGolden has the help of the commands about filters, and of those that show them.
+func TestHelpGolden(t *testing.T) {
+	for _, command := range []string{"", "stats", "pods", "drops", "filter", "filter show", "filter apply", "filter test"} {
+		status, stdout, stderr := xdpctl(t.Context(), append(strings.Fields(command), "--help")...)
+		if status != 0 || stderr != "" {
+			t.Errorf("%s: status %d, %q", command, status, stderr)
+		}
+		golden(t, strings.Join(append([]string{"help"}, strings.Fields(command)...), "-")+".txt", stdout)
+	}
+}
+
 // TestEmptyIsNoNull: what is empty is [] in JSON.
 func TestEmptyIsNoNull(t *testing.T) {
 	none := &datapath.Meta{}
 	for _, result := range []any{
-		(&sample{}).reports(nil), newStatsReport(none, &datapath.Stats{}), newPodReport(none),
+		(&sample{}).reports(nil), newStatsReport(none, &datapath.Stats{}), newPodReport(none, nil),
 		newPeersReport(none, nil, 0), newGCReport(false, nil), newNodeReport(&datapath.NodeInfo{}),
+		newDropsReport(none, nil, &datapath.Stats{}), newFilterReport(none, &inForce{Filter: &conf.Filter{}}, &datapath.Stats{}),
+		applyReport{Warnings: []conf.Warning{}, Pods: []appliedTo{{attachment: newAttachment(none), Changes: diffFilters(&conf.Filter{}, &conf.Filter{})}}},
 		newDoctorReport(&facts{privileges: os.ErrPermission}),
 	} {
 		text, err := json.Marshal(result)
@@ -121,7 +167,7 @@ func TestStatsFieldOrder(t *testing.T) {
 		}
 		order = append(order, key.(string))
 	}
-	want := "containerID ifname netns pod network hostInterface mode addresses egress ingress protocols kinds rates"
+	want := "containerID ifname netns pod network hostInterface mode addresses egress ingress protocols kinds drops rates"
 	if have := strings.Join(order, " "); have != want {
 		t.Errorf("fields\n%s, want\n%s", have, want)
 	}
@@ -137,7 +183,7 @@ func TestDocs(t *testing.T) {
 	for _, row := range regexp.MustCompile("(?m)^\\| `([^`]+)`").FindAllStringSubmatch(string(text), -1) {
 		documented[row[1]] = true
 	}
-	files, err := filepath.Glob("testdata/*.json")
+	files, err := filepath.Glob("testdata/*.json*")
 	if err != nil || len(files) == 0 {
 		t.Fatal("no golden JSON", err)
 	}
@@ -147,11 +193,13 @@ func TestDocs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var value any
-		if err := json.Unmarshal(text, &value); err != nil {
-			t.Fatal(err)
+		for decoder := json.NewDecoder(bytes.NewReader(text)); decoder.More(); { // of .jsonl, line after line
+			var value any
+			if err := decoder.Decode(&value); err != nil {
+				t.Fatal(err)
+			}
+			fieldPaths(value, "", there)
 		}
-		fieldPaths(value, "", there)
 	}
 	for path := range there {
 		if !documented[path] {
@@ -166,12 +214,12 @@ func TestDocs(t *testing.T) {
 }
 
 // fieldPaths adds the path of each field in value, as "checks[].name". Counters are one thing; so
-// are the fields of an attachment, wherever it stands.
+// are the fields of an attachment, wherever it stands. A filter is a network configuration's.
 func fieldPaths(value any, path string, to map[string]bool) {
 	switch value := value.(type) {
 	case []any:
 		for _, element := range value {
-			if path == "" || path == "removed" || path == "imported" || path == "skipped" {
+			if path == "" || path == "removed" || path == "pods" || path == "imported" || path == "skipped" {
 				fieldPaths(element, "", to) // one of several attachments or leases
 			} else {
 				fieldPaths(element, path+"[]", to)
@@ -184,7 +232,9 @@ func fieldPaths(value any, path string, to map[string]bool) {
 				below = name
 			}
 			to[below] = true
-			fieldPaths(field, below, to)
+			if below != "filter" {
+				fieldPaths(field, below, to)
+			}
 		}
 	}
 }

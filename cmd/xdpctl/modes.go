@@ -62,7 +62,7 @@ func modesText(modes []modeReport) string {
 	var why strings.Builder
 	for _, m := range modes {
 		t.add(m.Mode, m.TCPCPU, m.RightFor, m.Here)
-		why.WriteString(wrap(m.Mode+": "+m.Why, 100, "  "))
+		why.WriteString(wrap(m.Mode+": "+m.Why, wrapAt, "  "))
 	}
 	for _, m := range modes {
 		if m.Auto {
@@ -71,6 +71,9 @@ func modesText(modes []modeReport) string {
 	}
 	return fmt.Sprintf("%s\n%s", t.String(), why.String())
 }
+
+// wrapAt is how wide texts for people are.
+const wrapAt = 100
 
 // wrap breaks a text into lines of at most that many bytes, the second and further ones indented.
 func wrap(s string, width int, indent string) string {

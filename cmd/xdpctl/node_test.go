@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -17,7 +18,10 @@ import (
 	"github.com/xdp-cni/xdp-cni/tests/priv"
 )
 
-func TestMain(m *testing.M) { tests.Main(m) }
+func TestMain(m *testing.M) {
+	time.Local = time.UTC // golden files have times of the day
+	tests.Main(m)
+}
 
 // rig is a node with attachments to real veths.
 type rig struct {
@@ -123,8 +127,8 @@ func TestNode(t *testing.T) {
 	}
 	for _, s := range stats {
 		want := counter{pings, pings * (14 + 84)}
-		if s.Egress.Pass != want || s.Ingress.Pass != want || s.Protocols.Egress.ICMP != want ||
-			s.Protocols.Ingress.ICMP != want || s.Kinds.Egress.IPv4 != want || s.Kinds.Ingress.IPv4 != want {
+		if s.Egress.of("pass") != want || s.Ingress.of("pass") != want || s.Protocols.Egress.of("icmp") != want ||
+			s.Protocols.Ingress.of("icmp") != want || s.Kinds.Egress.of("ipv4") != want || s.Kinds.Ingress.of("ipv4") != want {
 			t.Errorf("%s: %+v, want %+v each way", s.label(), s, want)
 		}
 	}

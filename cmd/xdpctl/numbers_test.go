@@ -35,7 +35,7 @@ func TestNumbers(t *testing.T) {
 		{exact.packetRate(1234567.89), "1234567.9"},
 		{exact.byteRate(2048), "2048"},
 		{people.nonzero(nil), "-"},
-		{people.nonzero([]named{{"tcp", 0}, {"udp", 1500}, {"icmp", 1}}), "udp 1.5k, icmp 1"},
+		{people.nonzero(tally{{"tcp", counter{}}, {"udp", counter{Packets: 1500}}, {"icmp", counter{Packets: 1}}}), "udp 1.5k, icmp 1"},
 		{age(-time.Second), "0s"},
 		{age(59 * time.Second), "59s"},
 		{age(61 * time.Second), "1m"},

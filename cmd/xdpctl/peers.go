@@ -40,23 +40,18 @@ and packets that are truncated or malformed, have no peer.`,
 			if top < 0 {
 				return fmt.Errorf("--top is %d, and must not be negative", top)
 			}
-			if len(args) != 1 {
-				return fmt.Errorf("takes one POD, not %d: namespace/name, container ID, host interface or address", len(args))
-			}
-			return nil
+			return onePod(cmd, args)
 		}),
 		ValidArgsFunction: o.completePod,
 		RunE: func(_ *cobra.Command, args []string) error {
 			d := o.datapath()
-			all, listErr := d.List()
-			sortAttachments(all)
-			a, err := pickOne(all, args[0])
+			a, err := attachmentOf(d, args[0])
 			if err != nil {
-				return errors.Join(err, listErr)
+				return err
 			}
 			peers, err := d.ReadPeers(*a)
 			if errors.Is(err, datapath.ErrNoPeers) {
-				if isGone(d, *a, err) {
+				if isGone(d.Root, *a, err) {
 					return fmt.Errorf("%s has just gone", labelOf(*a))
 				}
 				return fmt.Errorf(`%s has no counters by peer: its network configuration lacks {"stats": {"peers": 1024}}, or a number like it`, labelOf(*a))

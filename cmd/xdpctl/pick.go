@@ -1,8 +1,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -54,6 +56,25 @@ func pickOne(all []datapath.Attachment, name string) (*datapath.Attachment, erro
 	return &picked[0], nil
 }
 
+// attachmentOf returns the attachment that POD names, which has to be one alone.
+func attachmentOf(d lister, name string) (*datapath.Attachment, error) {
+	all, listErr := d.List()
+	sortAttachments(all)
+	a, err := pickOne(all, name)
+	if err != nil {
+		return nil, errors.Join(err, listErr)
+	}
+	return a, nil
+}
+
+// onePod checks the arguments of a command that takes one POD.
+func onePod(_ *cobra.Command, args []string) error {
+	if len(args) != 1 {
+		return fmt.Errorf("takes one POD, not %d: namespace/name, container ID, host interface or address", len(args))
+	}
+	return nil
+}
+
 // names tells whether an attachment is known by that name in full.
 func names(name string, m *datapath.Meta) bool {
 	if name == m.ContainerID || name == m.HostName {
@@ -97,12 +118,20 @@ func choices(attachments []datapath.Attachment) string {
 }
 
 // completePod completes POD: by itself the pods, after the first characters any of their names.
-func (o *options) completePod(_ *cobra.Command, args []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
+func (o *options) completePod(cmd *cobra.Command, args []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	if len(args) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
+	return o.completePods(cmd, args, typed)
+}
+
+// completePods completes each of several.
+func (o *options) completePods(_ *cobra.Command, args []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	// in the middle of a command line there is no place for an error
-	all, _ := o.datapath().List()
+	all, _ := o.filters().List()
+	all = slices.DeleteFunc(all, func(a datapath.Attachment) bool {
+		return slices.ContainsFunc(args, func(name string) bool { return names(name, a.Meta) })
+	})
 	sortAttachments(all)
 	return podCompletions(all, typed), cobra.ShellCompDirectiveNoFileComp
 }

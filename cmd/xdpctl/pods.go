@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -16,8 +17,11 @@ type podReport struct {
 	PodInterface podInterface `json:"podInterface"`
 	Created      string       `json:"created"`
 	Release      string       `json:"release"`
+	Filtered     bool         `json:"filtered"`
+	FilterRules  int          `json:"filterRules"`
 
 	created time.Time
+	unknown bool // the filter could not be read
 }
 
 type podInterface struct {
@@ -25,14 +29,19 @@ type podInterface struct {
 	MAC   string `json:"mac"`
 }
 
-func newPodReport(m *datapath.Meta) podReport {
-	return podReport{
+// newPodReport tells of an attachment and its filter, nil if there is none.
+func newPodReport(m *datapath.Meta, f *datapath.PolicyState) podReport {
+	report := podReport{
 		attachment:   newAttachment(m),
 		PodInterface: podInterface{m.PodIndex, m.PodMAC.String()},
 		Created:      timestamp(m.Created),
 		Release:      m.PluginVersion,
 		created:      m.Created,
 	}
+	if f != nil {
+		report.Filtered, report.FilterRules = true, len(f.Rules)
+	}
+	return report
 }
 
 func newPodsCommand(o *options) *cobra.Command {
@@ -42,20 +51,16 @@ func newPodsCommand(o *options) *cobra.Command {
 		Long: `List the attachments of the xdp plugin on this node: one for each interface of each container.
 
 IFNAME is the interface in the pod, HOST END its other end on the node, MODE how the pod's egress
-is hooked. -o wide adds the network, the container and more.`,
+is hooked, FILTER how many rules the pod's filter has. -o wide adds the network, the container and more.`,
 		Example: `  xdpctl pods
   xdpctl pods -o wide
   xdpctl pods 10.88.0.7 -o json`,
 		Args:              usageArgs(cobra.MaximumNArgs(1)),
 		ValidArgsFunction: o.completePod,
 		RunE: func(_ *cobra.Command, args []string) error {
-			attachments, err := o.attachments(o.datapath(), args)
-			if len(attachments) == 0 && err != nil {
+			reports, err := o.readPods(o.filters(), args)
+			if len(reports) == 0 && err != nil {
 				return err
-			}
-			reports := []podReport{}
-			for _, a := range attachments {
-				reports = append(reports, newPodReport(a.Meta))
 			}
 			if len(reports) == 0 {
 				o.noneNote()
@@ -65,17 +70,50 @@ is hooked. -o wide adds the network, the container and more.`,
 	}
 }
 
+// readPods reads what is known of the attachments of the pods named, or of all. Those that go meanwhile
+// are left out. One whose filter cannot be read is an error, but for that it is told of.
+func (o *options) readPods(node filters, names []string) ([]podReport, error) {
+	reports := []podReport{}
+	attachments, errs := o.attachments(node, names)
+	for _, a := range attachments {
+		f, err := node.ReadPolicy(a)
+		switch {
+		case errors.Is(err, datapath.ErrNoPolicy):
+		case isGone(o.root(), a, err):
+			continue
+		default:
+			errs = errors.Join(errs, err)
+		}
+		report := newPodReport(a.Meta, f)
+		report.unknown = err != nil && !errors.Is(err, datapath.ErrNoPolicy)
+		reports = append(reports, report)
+	}
+	return reports, errs
+}
+
 func podsTable(reports []podReport, s style, now time.Time) string {
-	t := table{columns: text("POD", "IFNAME", "HOST END", "MODE", "AGE", "ADDRESSES")}
+	t := table{columns: text("POD", "IFNAME", "HOST END", "MODE", "FILTER", "AGE", "ADDRESSES")}
 	if s.wide {
 		t.columns = append(t.columns, text("NETWORK", "MAC", "CONTAINER", "NETNS", "RELEASE")...)
 	}
 	for _, r := range reports {
-		t.add(r.label(), r.IfName, r.HostInterface.Name, r.Mode, age(now.Sub(r.created)),
+		t.add(r.label(), r.IfName, r.HostInterface.Name, r.Mode, r.filterText(), age(now.Sub(r.created)),
 			strings.Join(r.Addresses, ","), r.Network, r.PodInterface.MAC, r.ContainerID, r.Netns, r.Release)
 	}
 	if len(t.rows) == 0 {
 		return ""
 	}
 	return t.String()
+}
+
+func (r *podReport) filterText() string {
+	switch {
+	case r.unknown:
+		return "?"
+	case !r.Filtered:
+		return "-"
+	case r.FilterRules == 1:
+		return "1 rule"
+	}
+	return fmt.Sprintf("%d rules", r.FilterRules)
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/cilium/ebpf/features"
 	"golang.org/x/sys/unix"
 
+	"github.com/xdp-cni/xdp-cni/conf"
 	"github.com/xdp-cni/xdp-cni/internal/pins"
 	"github.com/xdp-cni/xdp-cni/internal/release"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
@@ -53,6 +54,8 @@ type attachmentFacts struct {
 	stale     bool
 	verify    error
 	seenTwice bool
+	filter    *conf.Filter // nil if there is none
+	filterErr error
 }
 
 // operationTime is longer than any ADD or DEL is at work.
@@ -151,7 +154,12 @@ func (f *facts) probeAttachments(ctx context.Context, d *datapath.Datapath) {
 		if !facts.stale && (f.node == nil || f.node.Here) {
 			facts.verify = d.Verify(a)
 			facts.seenTwice, _ = d.SeenTwice(a) // what is in its way, verify tells
-			if isGone(d, a, facts.verify) {
+			f, err := readFilter(d, a)
+			if f != nil {
+				facts.filter = f.Filter
+			}
+			facts.filterErr = err
+			if isGone(d.Root, a, errors.Join(facts.verify, err)) {
 				continue
 			}
 		}

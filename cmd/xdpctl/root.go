@@ -7,7 +7,9 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -36,11 +38,26 @@ type options struct {
 	bpffs  string
 	format format
 	exact  bool
+
+	// The node, as the commands about filters see it; tests have another.
+	filters       func() filters
+	nodeAddresses func() ([]netip.Addr, error)
 }
 
 // run runs xdpctl and returns its exit status.
 func run(ctx context.Context, s streams, args []string) int {
-	root := newRootCommand(s)
+	return newOptions(s).run(ctx, args)
+}
+
+func newOptions(s streams) *options {
+	o := &options{streams: s, format: formatTable, nodeAddresses: nodeAddresses}
+	o.filters = func() filters { return o.datapath() }
+	return o
+}
+
+func (o *options) run(ctx context.Context, args []string) int {
+	s := o.streams
+	root := newRootCommand(o)
 	root.SetArgs(append([]string{}, args...)) // nil would be those of the process
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
@@ -77,10 +94,10 @@ func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 	}
 }
 
-const rootHelp = `xdpctl shows what the xdp CNI plugin counts and runs on this node.
+const rootHelp = `xdpctl shows what the xdp CNI plugin counts and runs on this node, and changes the filters of pods.
 
-All of it is read from the pins under --bpffs, without a lock and without disturbing the packet
-path; there is no daemon to ask. Reading takes root.
+All of it is in the pins under --bpffs. It is read without a lock and without disturbing the packet
+path; there is no daemon to ask. That takes root.
 
 Egress is what a pod sends, ingress what it receives. POD, where a command takes one, is any of
   namespace/name        of the pod, in Kubernetes
@@ -90,15 +107,16 @@ Egress is what a pod sends, ingress what it receives. POD, where a command takes
 
 Exit status: 0, 1 if something failed, 2 if the command line is wrong.`
 
-func newRootCommand(s streams) *cobra.Command {
-	o := &options{streams: s, format: formatTable}
+func newRootCommand(o *options) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "xdpctl",
-		Short: "Show and check the per-pod statistics of the xdp CNI plugin",
+		Short: "Show, check and filter what the xdp CNI plugin sees of pods",
 		Long:  rootHelp,
 		Example: `  xdpctl stats
   xdpctl stats kube-system/coredns-5d78c9869d-x7v2k --watch 2s
   xdpctl stats -o json | jq '.[] | {pod: .pod.name, dropped: .egress.drop.packets}'
+  xdpctl filter show default/web
+  xdpctl drops --follow
   xdpctl doctor`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
@@ -116,9 +134,9 @@ func newRootCommand(s streams) *cobra.Command {
 
 		SuggestionsMinimumDistance: 2,
 	}
-	root.SetIn(s.in)
-	root.SetOut(s.out)
-	root.SetErr(s.err)
+	root.SetIn(o.in)
+	root.SetOut(o.out)
+	root.SetErr(o.err)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
 
 	flags := root.PersistentFlags()
@@ -130,7 +148,7 @@ func newRootCommand(s streams) *cobra.Command {
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formatNames(), cobra.ShellCompDirectiveNoFileComp))
 
 	root.AddCommand(newPodsCommand(o), newStatsCommand(o), newPeersCommand(o),
-		newIPAMCommand(o), newDoctorCommand(o), newGCCommand(o), newVersionCommand(o))
+		newFilterCommand(o), newDropsCommand(o), newIPAMCommand(o), newDoctorCommand(o), newGCCommand(o), newVersionCommand(o))
 	return root
 }
 
@@ -143,17 +161,34 @@ func (o *options) datapath() *datapath.Datapath {
 	})
 }
 
-// attachments returns those of POD, or all if there is none among the arguments, in the order
-// they are shown in. Attachments that cannot be read are left out and come as an error; what can
-// be read is returned along with it.
-func (o *options) attachments(d *datapath.Datapath, args []string) ([]datapath.Attachment, error) {
-	all, err := d.List()
+// lister knows the node's attachments.
+type lister interface {
+	List() ([]datapath.Attachment, error)
+}
+
+// attachments returns those of the pods named, or all if there is no name, in the order they are
+// shown in. Attachments that cannot be read are left out and come as an error; what can be read is
+// returned along with it.
+func (o *options) attachments(d lister, names []string) ([]datapath.Attachment, error) {
+	all, listErr := d.List()
 	sortAttachments(all)
-	if len(args) == 0 {
-		return all, err
+	if len(names) == 0 {
+		return all, listErr
 	}
-	picked, pickErr := pick(all, args[0])
-	return picked, errors.Join(pickErr, err)
+	var (
+		picked   []datapath.Attachment
+		pickErrs error
+	)
+	for _, name := range names {
+		of, err := pick(all, name)
+		pickErrs = errors.Join(pickErrs, err)
+		for _, a := range of {
+			if !slices.ContainsFunc(picked, func(other datapath.Attachment) bool { return other.ID == a.ID }) {
+				picked = append(picked, a)
+			}
+		}
+	}
+	return picked, errors.Join(pickErrs, listErr)
 }
 
 // noneNote says on stderr why a table is empty.

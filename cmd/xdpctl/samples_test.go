@@ -10,6 +10,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/xdp-cni/xdp-cni/bpf"
+	"github.com/xdp-cni/xdp-cni/conf"
 	"github.com/xdp-cni/xdp-cni/ipam/leases"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
 )
@@ -82,6 +83,11 @@ func sampleReadings() []reading {
 				bpf.DatapathKindKIND_IPV6:      {Packets: 10, Bytes: 980},
 				bpf.DatapathKindKIND_TRUNCATED: {Packets: 2, Bytes: 100},
 				bpf.DatapathKindKIND_MALFORMED: {Packets: 1, Bytes: 52},
+			},
+			Drops: [bpf.DatapathDropReasonDROP_REASONS - 1]datapath.Counter{
+				bpf.DatapathDropReasonDROP_SPOOF - 1:     {Packets: 1, Bytes: 98},
+				bpf.DatapathDropReasonDROP_RULE - 1:      {Packets: 3, Bytes: 450},
+				bpf.DatapathDropReasonDROP_MALFORMED - 1: {Packets: 3, Bytes: 152},
 			},
 		},
 		Ingress: datapath.DirectionStats{
@@ -157,6 +163,7 @@ func goodFacts() *facts {
 	for _, a := range sampleAttachments() {
 		f.attachments = append(f.attachments, attachmentFacts{Attachment: a})
 	}
+	f.attachments[3].filter = &conf.Filter{}
 	return f
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/xdp-cni/xdp-cni/internal/pins"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
 )
 
@@ -16,7 +17,8 @@ const statsHelp = `Show what was counted for each attachment since it was made.
 
 EGRESS is what the pod sent, INGRESS what came for it. BYTES are those of whole frames. DROPPED
 packets were dropped or aborted, BROKEN ones are truncated or malformed; both of both directions.
--o wide adds what the packets were, in packets: by verdict, by protocol and by kind.
+-o wide adds what the packets were, in packets: by verdict, by protocol, by kind, and by why a filter
+dropped them.
 
 In mode tcx, and for ingress in every mode, a packet is one on the wire: the segments of a large
 TCP packet count each. In modes generic and native a large packet counts as one: XDP is not told.
@@ -78,7 +80,7 @@ func (o *options) readSample(d *datapath.Datapath, args []string) (*sample, erro
 	s := &sample{at: time.Now()}
 	for _, a := range attachments {
 		stats, err := d.ReadStats(a)
-		if isGone(d, a, err) {
+		if isGone(d.Root, a, err) {
 			continue
 		}
 		if err != nil {
@@ -91,11 +93,11 @@ func (o *options) readSample(d *datapath.Datapath, args []string) (*sample, erro
 }
 
 // isGone tells whether an error is there because the attachment no longer is.
-func isGone(d *datapath.Datapath, a datapath.Attachment, err error) bool {
+func isGone(root pins.Root, a datapath.Attachment, err error) bool {
 	if err == nil {
 		return false
 	}
-	_, statErr := os.Stat(d.Root.Pod(a.ID))
+	_, statErr := os.Stat(root.Pod(a.ID))
 	return errors.Is(statErr, fs.ErrNotExist)
 }
 
@@ -144,8 +146,8 @@ func statsTable(reports []statsReport, s style) string {
 	t.columns = append(t.columns, number("INGRESS", counted...)...)
 	t.columns = append(t.columns, number("", "DROPPED", "BROKEN")...)
 	if s.wide {
-		t.columns = append(t.columns, newColumns("EGRESS", false, []string{"VERDICTS", "PROTOCOLS", "KINDS"})...)
-		t.columns = append(t.columns, newColumns("INGRESS", false, []string{"VERDICTS", "PROTOCOLS", "KINDS"})...)
+		t.columns = append(t.columns, newColumns("EGRESS", false, []string{"VERDICTS", "PROTOCOLS", "KINDS", "DROPS"})...)
+		t.columns = append(t.columns, newColumns("INGRESS", false, []string{"VERDICTS", "PROTOCOLS", "KINDS", "DROPS"})...)
 		t.columns = append(t.columns, text("NETWORK", "IFNAME", "ADDRESSES", "CONTAINER")...)
 	}
 	for i := range reports {
@@ -166,13 +168,16 @@ func statsRow(r *statsReport, s style) []string {
 	if r.Rates != nil {
 		speed(r.Rates.Ingress)
 	}
-	row = append(row, s.packets(r.Egress.dropped()+r.Ingress.dropped()),
-		s.packets(r.Kinds.Egress.broken()+r.Kinds.Ingress.broken()))
+	row = append(row, s.packets(dropped(r.Egress)+dropped(r.Ingress)),
+		s.packets(broken(r.Kinds.Egress)+broken(r.Kinds.Ingress)))
 	if !s.wide {
 		return row
 	}
-	return append(row,
-		s.nonzero(r.Egress.named()), s.nonzero(r.Protocols.Egress.named()), s.nonzero(r.Kinds.Egress.named()),
-		s.nonzero(r.Ingress.named()), s.nonzero(r.Protocols.Ingress.named()), s.nonzero(r.Kinds.Ingress.named()),
-		r.Network, r.IfName, strings.Join(r.Addresses, ","), r.ContainerID)
+	for _, t := range []tally{
+		r.Egress, r.Protocols.Egress, r.Kinds.Egress, r.Drops.Egress,
+		r.Ingress, r.Protocols.Ingress, r.Kinds.Ingress, r.Drops.Ingress,
+	} {
+		row = append(row, s.nonzero(t))
+	}
+	return append(row, r.Network, r.IfName, strings.Join(r.Addresses, ","), r.ContainerID)
 }

@@ -78,8 +78,13 @@ func (t *table) String() string {
 // body returns the table without titles, each line indented.
 func (t *table) body(indent string) string {
 	_, rows, _ := strings.Cut(t.String(), "\n")
+	return indented(rows, indent)
+}
+
+// indented returns a text with each of its lines indented.
+func indented(text, indent string) string {
 	var b strings.Builder
-	for line := range strings.Lines(rows) {
+	for line := range strings.Lines(text) {
 		b.WriteString(indent + line)
 	}
 	return b.String()

@@ -51,6 +51,7 @@ type AttachOptions struct {
 func (d *Datapath) Attach(ctx context.Context, opts AttachOptions) (err error) {
 	ctx, cancel := d.limited(ctx)
 	defer cancel()
+	d.Prepare()
 	a, err := d.newAttaching(opts)
 	if err != nil {
 		return fmt.Errorf("attaching to %s: %w", opts.HostName, err)
@@ -135,9 +136,6 @@ func (d *Datapath) newAttaching(opts AttachOptions) (*attaching, error) {
 	if a.tcx, err = d.hasTCX(); err != nil {
 		return nil, err
 	}
-	if a.spec, err = bpf.LoadDatapath(); err != nil {
-		return nil, err
-	}
 	if a.host, err = netlink.LinkByIndex(opts.HostIndex); err != nil {
 		return nil, fmt.Errorf("looking up the interface: %w", err)
 	}
@@ -183,6 +181,9 @@ func (a *attaching) removeLeftovers(ctx context.Context) error {
 // enterNode does all that needs the node's lock: it opens or makes what is shared, and reserves
 // the attachment's place in staging and among the slots.
 func (a *attaching) enterNode(ctx context.Context) (err error) {
+	if a.spec, err = a.Datapath.spec(); err != nil {
+		return err
+	}
 	if a.metaMap, err = ebpf.NewMap(a.spec.Maps[bpf.DatapathMapMeta]); err != nil {
 		return fmt.Errorf("making map %s: %w", pinMeta, err)
 	}

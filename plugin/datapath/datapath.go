@@ -7,8 +7,12 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync"
 	"time"
 
+	"github.com/cilium/ebpf"
+
+	"github.com/xdp-cni/xdp-cni/bpf"
 	"github.com/xdp-cni/xdp-cni/internal/pins"
 )
 
@@ -57,6 +61,8 @@ type Options struct {
 // Datapath is the way to one node's attachments. It holds nothing open between calls.
 type Datapath struct {
 	Options
+	// spec reads the object, once; nobody changes what it returns
+	spec func() (*ebpf.CollectionSpec, error)
 }
 
 // New returns a Datapath.
@@ -67,8 +73,12 @@ func New(opts Options) *Datapath {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Datapath{opts}
+	return &Datapath{opts, sync.OnceValues(bpf.LoadDatapath)}
 }
+
+// Prepare begins, beside the caller, with what Attach will need and what takes a few milliseconds: reading
+// the object. It need not be called.
+func (d *Datapath) Prepare() { go func() { _, _ = d.spec() }() }
 
 // limited returns the context of one operation: when it ends, locks are no longer waited for.
 func (d *Datapath) limited(ctx context.Context) (context.Context, context.CancelFunc) {

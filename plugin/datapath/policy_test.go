@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -444,4 +445,201 @@ func TestReplaceFailsOrDies(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestReplaceUnderTraffic: two filters that let the same packets through, one by its last rule and one by its
+// first, take turns under traffic. A packet judged by a part of each would meet a default, which drops.
+func TestReplaceUnderTraffic(t *testing.T) {
+	for _, mode := range []datapath.Mode{datapath.ModeGeneric, datapath.ModeTCX} {
+		t.Run(mode.String(), func(t *testing.T) {
+			r := newRig(t, mode, vethDefault, tests.WithoutIPv6())
+			rule := `{"name": "rule-%d", "direction": "egress", "action": "%s", "protocol": "udp", "to": ["%s"], "ports": ["%d"]}`
+			var many []string
+			for i := range 300 {
+				many = append(many, fmt.Sprintf(rule, i, "deny", fmt.Sprintf("10.1.%d.0/24", i%256), 2000+i))
+			}
+			many = append(many, fmt.Sprintf(rule, 300, "allow", "10.0.0.0/24", 53))
+			around := `{"stateful": false, "antiSpoof": false, "default": {"egress": "deny", "ingress": "deny"}, "rules": [%s]}`
+			texts := []string{
+				fmt.Sprintf(around, strings.Join(many, ",")),
+				fmt.Sprintf(around, fmt.Sprintf(rule, 0, "allow", "10.0.0.1", 53)),
+			}
+			r.opts.Policy = mustPolicy(t, texts[0])
+			r.mustAttach(r.opts)
+			stop, sent := make(chan struct{}), make(chan uint64)
+			go func() {
+				packets := uint64(0)
+				for {
+					select {
+					case <-stop:
+						sent <- packets
+						return
+					default:
+						r.send(53)
+						packets++
+					}
+				}
+			}()
+			for i := range 40 {
+				if err := r.replace(texts[(i+1)%2]); err != nil {
+					t.Error(err)
+				}
+			}
+			close(stop)
+			packets := <-sent
+			stats := r.stats().Egress
+			if passed := stats.Verdicts[bpf.DatapathVerdictVERDICT_PASS].Packets; passed != packets || packets < 100 {
+				t.Errorf("%d of %d packets passed", passed, packets)
+			}
+			if stats.Drops != [5]datapath.Counter{} {
+				t.Errorf("drops: %+v", stats.Drops)
+			}
+			r.mustDetach(r.opts)
+		})
+	}
+}
+
+// TestFollowDrops: events say which packet was dropped, by what; those of before are not told, and there is one
+// reader at a time.
+func TestFollowDrops(t *testing.T) {
+	r := newRig(t, datapath.ModeGeneric, vethDefault, tests.WithoutIPv6())
+	follow := func(ctx context.Context, with func(datapath.DropEvent) error) error {
+		return r.do(func(d *datapath.Datapath) error { return d.FollowDrops(ctx, with) })
+	}
+	if err := follow(t.Context(), nil); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("without attachments: %v", err)
+	}
+	r.opts.Policy = mustPolicy(t, someFilter)
+	r.mustAttach(r.opts)
+	r.send(99) // before
+	ctx, cancel := context.WithTimeout(t.Context(), settle)
+	defer cancel()
+	var (
+		events   []datapath.DropEvent
+		enough   = errors.New("enough")
+		ended    = make(chan error)
+		started  = make(chan struct{})
+		announce = sync.OnceFunc(func() { close(started) })
+	)
+	go func() {
+		ended <- follow(ctx, func(e datapath.DropEvent) error {
+			announce()
+			if e.Destination.Port() == 100 {
+				return nil
+			}
+			if events = append(events, e); len(events) == 3 {
+				return enough
+			}
+			return nil
+		})
+	}()
+	for begun := false; !begun; { // until it tells of one
+		r.send(100)
+		select {
+		case <-started:
+			begun = true
+		case err := <-ended:
+			t.Fatalf("following ended: %v", err)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	if err := follow(ctx, nil); !errors.Is(err, pins.ErrBusy) {
+		t.Errorf("a second reader: %v", err)
+	}
+	r.send(54, 55, 56)
+	if err := <-ended; !errors.Is(err, enough) {
+		t.Errorf("following ended with %v", err)
+	}
+	for i, want := range []struct {
+		port   uint16
+		reason bpf.DatapathDropReason
+		rule   int
+		audit  bool
+	}{
+		{54, bpf.DatapathDropReasonDROP_RULE, 1, false},
+		{55, bpf.DatapathDropReasonDROP_RULE, 2, true},
+		{56, bpf.DatapathDropReasonDROP_DEFAULT, -1, false},
+	} {
+		got := events[i]
+		if time.Since(got.Time).Abs() > time.Minute || got.Generation != 1 {
+			t.Errorf("event %d is of %s, generation %d", i, got.Time, got.Generation)
+		}
+		got.Time, got.Generation = time.Time{}, 0
+		if want := (datapath.DropEvent{
+			HostIndex: r.veth.HostIndex, Direction: bpf.DatapathDirectionDIRECTION_EGRESS, Reason: want.reason, Audit: want.audit,
+			Rule: want.rule, Len: 60, EtherType: packets.EtherTypeIPv4, Protocol: packets.ProtocolUDP,
+			Source: netip.MustParseAddrPort("10.0.0.2:1000"), Destination: netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), want.port),
+		}); got != want {
+			t.Errorf("event %d is %+v, want %+v", i, got, want)
+		}
+	}
+	// a reader that nobody disturbs ends with its context, or with the node
+	soon, cancelSoon := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancelSoon()
+	if err := follow(soon, func(datapath.DropEvent) error { return nil }); err != nil {
+		t.Errorf("at the end of its context: %v", err)
+	}
+	go func() { ended <- follow(ctx, func(datapath.DropEvent) error { return nil }) }()
+	time.Sleep(50 * time.Millisecond)
+	r.mustDetach(r.opts)
+	if err := <-ended; !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("when the last attachment went: %v", err)
+	}
+}
+
+// TestCheckPolicy makes each thing wrong that can be with a filter; a filter that came later is no fault.
+func TestCheckPolicy(t *testing.T) {
+	r := newRig(t, datapath.ModeGeneric, vethDefault)
+	r.mustAttach(r.opts)
+	r.mustReplace(someFilter)
+	if err := r.check(r.opts); err != nil {
+		t.Errorf("with a filter that ADD did not bring: %v", err)
+	}
+	r.mustDetach(r.opts)
+	slot := uint32(r.veth.HostIndex) & 4095
+	r.mustAttach(r.opts)
+	r.opts.Policy = mustPolicy(t, someFilter)
+	if err := r.check(r.opts); !errors.Is(err, datapath.ErrCheck) {
+		t.Errorf("without the filter that ADD should have brought: %v", err)
+	}
+	flags := func(change func(flags uint32) uint32) func(*ebpf.Map) error {
+		return func(slots *ebpf.Map) error {
+			var entry bpf.DatapathSlot
+			if err := slots.Lookup(slot, &entry); err != nil {
+				return err
+			}
+			entry.Flags = change(entry.Flags)
+			return slots.Put(slot, entry)
+		}
+	}
+	remove := func(index uint32) func(*ebpf.Map) error {
+		return func(m *ebpf.Map) error { return m.Delete(index) }
+	}
+	for _, test := range []struct {
+		name, outer string
+		wrong       func(*ebpf.Map) error
+		want        string
+	}{
+		{"not asked", "slots", flags(func(f uint32) uint32 { return f &^ uint32(bpf.DatapathSlotFlagSLOT_FILTER) }), "ask none"},
+		{"another place", "slots", flags(func(f uint32) uint32 { return f | uint32(bpf.DatapathSlotFlagSLOT_POLICY) }), "policy_1"},
+		{"no flows", "pod_flows", remove(slot), "flows"},
+		{"no words", "pod_policy_words", remove(2 * slot), "words"},
+		{"no prefixes", "pod_policy_prefixes", remove(2 * slot), "prefixes"},
+		{"no rule counters", "pod_rule_counters", remove(2 * slot), "rule_counters"},
+		{"no drop counters", "pod_tables", remove(8*slot + 3), "drop_stats_map"},
+	} {
+		r.mustAttach(r.opts)
+		if err := r.check(r.opts); err != nil {
+			t.Fatalf("%s: check before: %v", test.name, err)
+		}
+		r.nodeMap(test.outer, test.wrong)
+		for _, policy := range []*datapath.Policy{r.opts.Policy, nil} {
+			opts := r.opts
+			opts.Policy = policy
+			if err := r.check(opts); !errors.Is(err, datapath.ErrCheck) || policy == nil && !strings.Contains(err.Error(), test.want) {
+				t.Errorf("%s: %v, want ErrCheck with %q", test.name, err, test.want)
+			}
+		}
+	}
+	r.mustDetach(r.opts)
 }

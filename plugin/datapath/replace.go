@@ -114,7 +114,7 @@ func (r *replacing) open(ctx context.Context) (err error) {
 	if m.owner != r.Meta.owner {
 		return fmt.Errorf("another attachment has its name: %w", fs.ErrNotExist)
 	}
-	if r.spec, err = bpf.LoadDatapath(); err != nil {
+	if r.spec, err = r.Datapath.spec(); err != nil {
 		return err
 	}
 	if r.node, err = openNode(r.Root.Node()); err != nil {

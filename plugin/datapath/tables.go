@@ -146,18 +146,16 @@ func (n *node) tableEntries(slot uint32, with func(i int) *ebpf.Map) []entry {
 	return entries
 }
 
-// leaveMaps lets go of all maps of the pod in slot.
+// leaveMaps lets go of all maps of the pod in slot, whose hooks are going too or gone: that a packet may
+// be judged by half a policy meanwhile does not matter, the next one is judged by none.
 func (n *node) leaveMaps(slot uint32) error {
-	// the flows first: from then on the filter drops what still comes, and no packet is judged by half
-	// a policy
-	errs := apply(append(n.tableEntries(slot, func(int) *ebpf.Map { return nil }),
-		entry{n.peers, slot, nil}, entry{n.flows, slot, nil}))
-	if errs == nil {
-		none := &policyMaps{}
-		errs = apply(append(n.policyEntries(slot, 0, none), n.policyEntries(slot, 1, none)...))
+	entries := append(n.tableEntries(slot, func(int) *ebpf.Map { return nil }),
+		entry{n.peers, slot, nil}, entry{n.flows, slot, nil})
+	for place := range uint32(policyPlaces) {
+		entries = append(entries, n.policyEntries(slot, place, &policyMaps{})...)
 	}
-	if errs != nil {
-		return fmt.Errorf("leaving slot %d: %w", slot, errs)
+	if err := apply(entries); err != nil {
+		return fmt.Errorf("leaving slot %d: %w", slot, err)
 	}
 	return nil
 }

@@ -52,18 +52,41 @@ func ours(node *tests.Node, cold bool) []candidate {
 			list[i].conf["bpffs"] = filepath.Join(node.Mount, "cold")
 		}
 	}
+	if !cold {
+		list = append(list, candidate{name: filteredName, binary: node.Binaries.Plugin(), conf: node.XDP(tests.Conf{
+			"mode": "generic", "filter": filterOf(filterRules),
+		})})
+	}
 	return list
+}
+
+// filterRules is how many rules the filter of a pod has.
+const (
+	filterRules  = 100
+	filteredName = "xdp generic, 100 rules"
+)
+
+// filterOf returns a filter with so many rules, each for a network and a few ports.
+func filterOf(rules int) tests.Conf {
+	list := make([]tests.Conf, rules)
+	for i := range list {
+		list[i] = tests.Conf{
+			"name": fmt.Sprintf("rule-%d", i), "direction": "ingress", "action": "allow", "protocol": "tcp",
+			"from": []string{fmt.Sprintf("10.%d.%d.0/24", i/250, i%250)}, "ports": []string{fmt.Sprint(1000 + i), "8000-8999"},
+		}
+	}
+	return tests.Conf{"default": tests.Conf{"ingress": "deny"}, "rules": list}
 }
 
 // chain measures the chained plugins.
 func (b *bench) chain(ctx context.Context) error {
 	return onNode(ctx, func(node *tests.Node) (err error) {
-		targets, err := newTargets(ctx, node, together+len(modes))
+		warm := ours(node, false)
+		targets, err := newTargets(ctx, node, together+len(warm))
 		if err != nil {
 			return err
 		}
 		targets, residents := targets[:together], targets[together:]
-		warm := ours(node, false)
 		for i, c := range warm {
 			if _, err := c.timed(ctx, "ADD", residents[i]); err != nil {
 				return err

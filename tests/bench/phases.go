@@ -14,6 +14,7 @@ import (
 	"github.com/xdp-cni/xdp-cni/internal/pins"
 	"github.com/xdp-cni/xdp-cni/plugin/attachment"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
+	"github.com/xdp-cni/xdp-cni/plugin/policy"
 	"github.com/xdp-cni/xdp-cni/tests"
 )
 
@@ -91,6 +92,15 @@ func reportPhases(ctx context.Context) error {
 		}
 		bits, _ := address.Mask.Size()
 		opts.Addresses = append(opts.Addresses, netip.PrefixFrom(ip.Unmap(), bits))
+	}
+
+	watch.next("compiling the filter")
+	if f := config.PodFilter(); f != nil {
+		_ = f.Warnings()
+		opts.Policy, err = policy.Make(f, policy.Pod{Addresses: opts.Addresses, MAC: opts.PodMAC, Netns: netns, IfName: ifname})
+		if err != nil {
+			return err
+		}
 	}
 
 	watch.next("probing the kernel")

@@ -1,0 +1,195 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/xdp-cni/xdp-cni/bpf"
+	"github.com/xdp-cni/xdp-cni/internal/pins"
+	"github.com/xdp-cni/xdp-cni/plugin/datapath"
+)
+
+// play makes FollowDrops tell of events, with what happens between them, and then end.
+func (n *fakeNode) play(steps ...any) {
+	n.follow = func(_ context.Context, with func(datapath.DropEvent) error) error {
+		for _, step := range steps {
+			switch step := step.(type) {
+			case func():
+				step()
+			case datapath.DropEvent:
+				if err := with(step); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	}
+}
+
+// ruleDrop is a drop at a host end by a rule of a generation, so long after made.
+func ruleDrop(index, rule int, generation uint32, after time.Duration) datapath.DropEvent {
+	return datapath.DropEvent{Time: made.Add(after), HostIndex: index, Reason: bpf.DatapathDropReasonDROP_RULE, Rule: rule, Generation: generation}
+}
+
+// followed runs drops --follow, and returns the pod and rule of each line.
+func (n *fakeNode) followed(args ...string) string {
+	n.Helper()
+	status, stdout, stderr := n.xdpctl(n.Context(), append([]string{"drops", "--follow", "-o", "json"}, args...)...)
+	if status != 0 || stderr != "" {
+		n.Errorf("status %d: %s", status, stderr)
+	}
+	var told []string
+	for line := range strings.Lines(stdout) {
+		var r dropReport
+		if err := json.Unmarshal([]byte(line), &r); err != nil {
+			n.Fatal(err)
+		}
+		told = append(told, fmt.Sprintf("%s/%d:%s", r.Pod.Name, r.HostInterface.Index, r.RuleName))
+	}
+	return strings.Join(told, " ")
+}
+
+// TestFollowPods: those asked for alone, by any of their names.
+func TestFollowPods(t *testing.T) {
+	for args, want := range map[string]string{
+		"":                       "client/10:no-http server/12:no-http /13: /99:",
+		"demo/server":            "server/12:no-http",
+		"veth11111111 10.88.0.3": "client/10:no-http server/12:no-http",
+		"77bb":                   "/13:",
+	} {
+		n := newFakeNode(t)
+		n.play(ruleDrop(10, 2, 7, 0), ruleDrop(12, 2, 7, 0), ruleDrop(13, 2, 7, 0), ruleDrop(99, 2, 7, 0))
+		if have := n.followed(strings.Fields(args)...); have != want {
+			t.Errorf("%s: %s, want %s", args, have, want)
+		}
+	}
+}
+
+// TestFollowComesAndGoes: pods that are made while it runs are known, and those that take their name.
+func TestFollowComesAndGoes(t *testing.T) {
+	n := newFakeNode(t)
+	server := n.at("veth22222222")
+	again := *server.Meta
+	again.ContainerID, again.HostName, again.HostIndex = "77cc0000", "veth44444444", 14
+	n.play(
+		ruleDrop(14, 2, 7, 0), // not there yet
+		func() {
+			n.remove(server)
+			n.add(datapath.Attachment{ID: "again", Meta: &again})
+			n.policies["again"] = samplePolicy()
+		},
+		ruleDrop(14, 2, 7, 2*lookAgain),
+		ruleDrop(12, 2, 7, 2*lookAgain), // its last packets, told of late
+		ruleDrop(10, 2, 7, 2*lookAgain),
+	)
+	if have, want := n.followed("demo/server"), "server/14:no-http"; have != want {
+		t.Errorf("%s, want %s", have, want)
+	}
+}
+
+// TestFollowUnknownIsCheap: for a flood of packets of what is not there, the node is not read each time.
+func TestFollowUnknownIsCheap(t *testing.T) {
+	n := newFakeNode(t)
+	var steps []any
+	for i := range 1000 {
+		steps = append(steps, ruleDrop(10, 2, 3, time.Duration(i)*lookAgain/1000)) // of a filter long gone
+	}
+	n.play(steps...)
+	if have := n.followed(); strings.Count(have, "client/10:") != 1000 || strings.Contains(have, "no-http") {
+		t.Error(have)
+	}
+	if len(n.calls) > 2 {
+		t.Errorf("its filter was read %d times", len(n.calls))
+	}
+}
+
+// TestFollowGenerations: a rule has the name that it had in the filter that dropped the packet.
+func TestFollowGenerations(t *testing.T) {
+	n := newFakeNode(t)
+	client := n.at("veth11111111").ID
+	n.play(
+		ruleDrop(10, 0, 7, 0),
+		func() {
+			n.policies[client] = &datapath.PolicyState{Generation: 8, Rules: make([]datapath.RuleStats, 1),
+				Source: []byte(`{"rules":[{"name":"new","direction":"egress","action":"deny"}]}`)}
+		},
+		ruleDrop(10, 0, 8, 2*lookAgain),
+		ruleDrop(10, 0, 7, 2*lookAgain), // told of late
+		ruleDrop(10, 1, 8, 2*lookAgain), // there is no such rule
+		ruleDrop(10, 0, 6, 4*lookAgain), // from before it was followed
+	)
+	if have, want := n.followed(), "client/10:dns client/10:new client/10:dns client/10: client/10:"; have != want {
+		t.Errorf("%s, want %s", have, want)
+	}
+}
+
+// TestFollowEnds: however it ends as it should, there is no error.
+func TestFollowEnds(t *testing.T) {
+	n := newFakeNode(t)
+	n.play(ruleDrop(10, 2, 7, 0), ruleDrop(10, 2, 7, 0), ruleDrop(10, 2, 7, 0))
+	if have := n.followed("--count", "2"); strings.Count(have, "client") != 2 {
+		t.Errorf("after 2: %s", have)
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	n.follow = func(ctx context.Context, _ func(datapath.DropEvent) error) error {
+		cancel()
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	if status, stdout, stderr := n.xdpctl(ctx, "drops", "--follow"); status != 0 || stdout != "" || stderr != "" {
+		t.Errorf("interrupted: status %d, %q, %q", status, stdout, stderr)
+	}
+
+	for _, test := range []struct {
+		err  error
+		want string
+	}{
+		{pins.ErrBusy, "another process follows the drops of this node"},
+		{fs.ErrNotExist, "there are no attachments under"},
+		{errors.New("torn"), "xdpctl: torn\n"},
+	} {
+		n.follow = func(context.Context, func(datapath.DropEvent) error) error { return test.err }
+		if status, _, stderr := n.xdpctl(t.Context(), "drops", "--follow"); status != exitFailure || !strings.Contains(stderr, test.want) {
+			t.Errorf("%v: status %d, %q", test.err, status, stderr)
+		}
+	}
+	if status, _, stderr := n.xdpctl(t.Context(), "drops", "--follow", "demo/serve"); status != exitFailure || !strings.Contains(stderr, "no pod is known") {
+		t.Errorf("unknown pod: status %d, %q", status, stderr)
+	}
+}
+
+// TestFollowUnread: when its reader has gone it ends, without a packet as with one.
+func TestFollowUnread(t *testing.T) {
+	n := newFakeNode(t)
+	for name, source := range map[string]func(context.Context, func(datapath.DropEvent) error) error{
+		"no packet": func(ctx context.Context, _ func(datapath.DropEvent) error) error {
+			<-ctx.Done()
+			return nil
+		},
+		"packet": func(_ context.Context, with func(datapath.DropEvent) error) error {
+			return with(ruleDrop(10, 2, 7, 0))
+		},
+	} {
+		read, write, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.follow = source
+		o := newOptions(streams{out: write, err: io.Discard})
+		o.filters = func() filters { return n }
+		_ = read.Close()
+		if err := (&follow{o: o}).run(t.Context(), nil); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		_ = write.Close()
+	}
+}

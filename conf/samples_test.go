@@ -76,12 +76,14 @@ func TestSamples(t *testing.T) {
 		types []string
 		mode  Mode
 		peers uint32
+		rules int
 	}{
-		"bridge.conflist":     {[]string{"bridge", "xdp"}, ModeGeneric, 0},
-		"ptp.conflist":        {[]string{"ptp", "xdp"}, ModeGeneric, 0},
-		"full.conflist":       {[]string{"bridge", "portmap", "bandwidth", "xdp"}, ModeGeneric, 256},
-		"dual-stack.conflist": {[]string{"bridge", "xdp"}, ModeAuto, 1024},
-		"native.conflist":     {[]string{"bridge", "xdp"}, ModeNative, 0},
+		"bridge.conflist":     {[]string{"bridge", "xdp"}, ModeGeneric, 0, 0},
+		"ptp.conflist":        {[]string{"ptp", "xdp"}, ModeGeneric, 0, 0},
+		"full.conflist":       {[]string{"bridge", "portmap", "bandwidth", "xdp"}, ModeGeneric, 256, 0},
+		"dual-stack.conflist": {[]string{"bridge", "xdp"}, ModeAuto, 1024, 0},
+		"native.conflist":     {[]string{"bridge", "xdp"}, ModeNative, 0, 0},
+		"filter.conflist":     {[]string{"bridge", "xdp"}, ModeAuto, 0, 5},
 	}
 	if len(got) != len(want) {
 		t.Errorf("%d samples, want %d", len(got), len(want))
@@ -91,6 +93,16 @@ func TestSamples(t *testing.T) {
 		if !ok {
 			t.Errorf("%s: missing", file)
 			continue
+		}
+		rules := 0
+		if f := g.xdp.Filter; f != nil {
+			rules = len(f.Rules)
+			if warnings := f.Warnings(); len(warnings) > 0 {
+				t.Errorf("%s: %v", file, warnings)
+			}
+		}
+		if rules != w.rules {
+			t.Errorf("%s: %d rules, want %d", file, rules, w.rules)
 		}
 		if !slices.Equal(g.types, w.types) || g.xdp.Mode != w.mode || g.xdp.Stats.Peers != w.peers {
 			t.Errorf("%s: %v, mode %s, %d peers; want %v", file, g.types, g.xdp.Mode, g.xdp.Stats.Peers, w)
@@ -135,7 +147,7 @@ func TestSamplesDoNotOverlap(t *testing.T) {
 			subnets[r.Subnet] = file
 			families[r.Subnet.Addr().Is4()] = true
 		}
-		if want := file == "dual-stack.conflist"; !families[true] || families[false] != want {
+		if want := file == "dual-stack.conflist" || file == "filter.conflist"; !families[true] || families[false] != want {
 			t.Errorf("%s: IPv4 %v, IPv6 %v; want true, %v", file, families[true], families[false], want)
 		}
 	}

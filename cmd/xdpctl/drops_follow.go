@@ -182,6 +182,7 @@ type known struct {
 	by    map[int]*knownPod
 	// missing are indexes without an attachment, and when they were last looked for.
 	missing map[int]time.Time
+	read    time.Time // when it was found out which there are; that is done at the first packet
 }
 
 // knownPod is an attachment and the names of the rules of its filters, by generation.
@@ -196,6 +197,8 @@ const (
 	// lookAgain is how long nothing is read again for what was not there: packets may come fast, of
 	// an attachment that has gone.
 	lookAgain = 200 * time.Millisecond
+	// forgetAfter is how long it may not be seen that an attachment was made anew with the same host end.
+	forgetAfter = 2 * time.Second
 	// mostGenerations is how many of a pod's filters are remembered: packets may be told of after
 	// theirs was replaced.
 	mostGenerations = 8
@@ -203,12 +206,12 @@ const (
 
 func newKnown(node filters, names []string) *known {
 	k := &known{node: node, names: names, by: map[int]*knownPod{}, missing: map[int]time.Time{}}
-	k.refresh()
 	return k
 }
 
 // refresh reads which attachments there are. What is known of one that stays is kept.
-func (k *known) refresh() {
+func (k *known) refresh(now time.Time) {
+	k.read = now
 	all, _ := k.node.List() // of those that cannot be read, packets are told of without a name
 	by := map[int]*knownPod{}
 	for _, a := range all {
@@ -228,13 +231,13 @@ func (k *known) refresh() {
 
 // pod returns the attachment with a host end, nil if there is none.
 func (k *known) pod(index int, now time.Time) *knownPod {
-	if p, ok := k.by[index]; ok {
+	if p, ok := k.by[index]; ok && now.Sub(k.read) < forgetAfter {
 		return p
 	}
 	if last, ok := k.missing[index]; ok && now.Sub(last) < lookAgain {
 		return nil
 	}
-	k.refresh()
+	k.refresh(now)
 	p, ok := k.by[index]
 	if !ok {
 		k.missing[index] = now

@@ -28,7 +28,7 @@ type fakeNode struct {
 	policies    map[string]*datapath.PolicyState // by attachment
 	stats       map[string]*datapath.Stats
 	fail        map[string]error // of what is done to an attachment
-	calls       []string         // what was changed, and what was read of policies
+	calls       []string         // what was changed, and what was read but for counters
 	// follow plays drops.
 	follow func(ctx context.Context, with func(datapath.DropEvent) error) error
 	in     string
@@ -81,6 +81,7 @@ func (n *fakeNode) at(hostName string) datapath.Attachment {
 }
 
 func (n *fakeNode) List() ([]datapath.Attachment, error) {
+	n.calls = append(n.calls, "list")
 	return slices.Clone(n.attachments), n.fail[""]
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -32,6 +33,7 @@ type fakeNode struct {
 	// follow plays drops.
 	follow func(ctx context.Context, with func(datapath.DropEvent) error) error
 	in     string
+	mu     sync.Mutex // of what may be replaced at once
 }
 
 // newFakeNode has the made-up attachments; those of demo/client and demo/server have the sample filter.
@@ -111,6 +113,8 @@ func (n *fakeNode) ReadPolicy(a datapath.Attachment) (*datapath.PolicyState, err
 }
 
 func (n *fakeNode) ReplacePolicy(_ context.Context, a datapath.Attachment, p datapath.Policy) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	n.calls = append(n.calls, "replace "+a.Meta.HostName)
 	if err := n.fail[a.Meta.HostName]; err != nil {
 		return err

@@ -10,10 +10,13 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/xdp-cni/xdp-cni/bpf"
 	"github.com/xdp-cni/xdp-cni/conf"
@@ -128,14 +131,66 @@ func (r *rig) stats() *datapath.Stats {
 func (r *rig) send(ports ...uint16) {
 	r.t.Helper()
 	for _, port := range ports {
-		frame := packets.Frame(
-			packets.Ethernet{Src: packets.MAC(r.veth.PodMAC), Dst: packets.MAC(r.veth.HostMAC)},
-			packets.IPv4{Src: netip.MustParseAddr("10.0.0.2"), Dst: netip.MustParseAddr("10.0.0.1")},
-			packets.UDP{SrcPort: 1000, DstPort: port}, packets.Data(18))
-		if err := tests.SendFrame(r.pod, r.pod.IfName, frame); err != nil {
+		if err := tests.SendFrame(r.pod, r.pod.IfName, r.frame(port)); err != nil {
 			r.t.Fatal(err)
 		}
 	}
+}
+
+func (r *rig) frame(port uint16) []byte {
+	return packets.Frame(
+		packets.Ethernet{Src: packets.MAC(r.veth.PodMAC), Dst: packets.MAC(r.veth.HostMAC)},
+		packets.IPv4{Src: netip.MustParseAddr("10.0.0.2"), Dst: netip.MustParseAddr("10.0.0.1")},
+		packets.UDP{SrcPort: 1000, DstPort: port}, packets.Data(18))
+}
+
+// flood is packets from the pod, one after the other.
+type flood struct {
+	stop, ended chan struct{}
+	sent        atomic.Uint64
+}
+
+// flood sends what send does, to one port, until its end.
+func (r *rig) flood(port uint16) *flood {
+	r.t.Helper()
+	var fd, index int
+	err := r.pod.Do(func() error {
+		link, err := netlink.LinkByName(r.pod.IfName)
+		if err != nil {
+			return err
+		}
+		index = link.Attrs().Index
+		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		return err
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	f := &flood{stop: make(chan struct{}), ended: make(chan struct{})}
+	frame := r.frame(port)
+	go func() {
+		defer close(f.ended)
+		defer unix.Close(fd)
+		for {
+			select {
+			case <-f.stop:
+				return
+			default:
+			}
+			// ENOBUFS: it was not sent
+			if unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: index}) == nil {
+				f.sent.Add(1)
+			}
+		}
+	}()
+	return f
+}
+
+// end stops it, and returns how many packets were sent.
+func (f *flood) end() uint64 {
+	close(f.stop)
+	<-f.ended
+	return f.sent.Load()
 }
 
 // Keys of the drop counters.
@@ -365,85 +420,94 @@ func (r *rig) replaceSteps() (before, after []string) {
 	return before, after
 }
 
+func (r *rig) replaceFails(step string) error {
+	r.t.Helper()
+	return r.replace(otherFilter, func(o *datapath.Options) {
+		o.BeforeStep = func(now string) error {
+			if now == step {
+				return errInjected
+			}
+			return nil
+		}
+	})
+}
+
 // TestReplaceFailsOrDies makes each step of a replacement fail, and kills its process at each. The old policy
 // decides, or from a step on the new one, and what is left disturbs neither CHECK, nor the next replacement, nor DEL.
 func TestReplaceFailsOrDies(t *testing.T) {
-	for _, how := range []string{"fails", "dies"} {
-		for _, old := range []string{"none", "some"} {
-			t.Run(how+", old policy "+old, func(t *testing.T) {
-				r := newRig(t, datapath.ModeGeneric, vethDefault, tests.WithoutIPv6())
-				_, _, resident := r.newPod("resident", datapath.ModeGeneric, vethDefault)
-				resident.Policy = mustPolicy(t, someFilter)
-				r.mustAttach(resident)
+	for i := range 8 {
+		pick := func(bit int, options ...string) string { return options[i>>bit&1] }
+		how, old, then := pick(0, "fails", "dies"), pick(1, "none", "some"), pick(2, "another", "DEL")
+		t.Run(how+", old policy "+old+", then "+then, func(t *testing.T) {
+			r := newRig(t, datapath.ModeGeneric, vethDefault, tests.WithoutIPv6())
+			_, _, resident := r.newPod("resident", datapath.ModeGeneric, vethDefault)
+			resident.Policy = mustPolicy(t, someFilter)
+			r.mustAttach(resident)
+			r.mustAttach(r.opts)
+			failing, done := r.replaceSteps()
+			r.mustDetach(r.opts)
+			if old == "some" {
+				r.opts.Policy = mustPolicy(t, someFilter)
+			}
+			// what a test of a filter made in between should not be
+			world := r.world()
+			for _, step := range slices.Concat(failing, done) {
 				r.mustAttach(r.opts)
-				failing, done := r.replaceSteps()
-				r.mustDetach(r.opts)
-				if old == "some" {
-					r.opts.Policy = mustPolicy(t, someFilter)
+				attached := r.world()
+				want := old
+				if slices.Contains(done, step) {
+					want = "other"
 				}
-				// what a test of a filter made in between should not be
-				world := r.world()
-				for _, step := range slices.Concat(failing, done) {
-					r.mustAttach(r.opts)
-					attached := r.node.Tree()
-					want := old
-					if slices.Contains(done, step) {
-						want = "other"
+				if how == "dies" {
+					opts := r.opts
+					opts.Policy = mustPolicy(t, otherFilter)
+					r.replaceKilled(opts, step)
+				} else {
+					if err := r.replaceFails(step); errors.Is(err, errInjected) != (want == old) {
+						t.Errorf("at %q: %v", step, err)
 					}
-					if how == "dies" {
-						opts := r.opts
-						opts.Policy = mustPolicy(t, otherFilter)
-						r.replaceKilled(opts, step)
-					} else {
-						err := r.replace(otherFilter, func(o *datapath.Options) {
-							o.BeforeStep = func(now string) error {
-								if now == step {
-									return errInjected
-								}
-								return nil
-							}
-						})
-						if failed := errors.Is(err, errInjected); failed != (want == old) {
-							t.Errorf("at %q: %v", step, err)
-						}
-						if after := r.node.Tree(); want == old && !slices.Equal(attached, after) {
-							t.Errorf("a failure at %q left\n  %s", step, strings.Join(after, "\n  "))
-						}
+					if want == old {
+						r.expectUnchanged(attached)
 					}
-					r.expectDecides(want)
-					if state, err := r.readPolicy(); want == "none" && !errors.Is(err, datapath.ErrNoPolicy) ||
-						want != "none" && (err != nil || string(state.Source) != map[string]string{"some": someFilter, "other": otherFilter}[want]) {
-						t.Errorf("at %q: the policy reads as %+v, %v", step, state, err)
-					}
-					if err := r.check(r.opts); err != nil {
-						t.Errorf("check after %q: %v", step, err)
-					}
-					if step == failing[len(failing)-1] || step == done[0] || step == done[1] {
-						// DEL finds what the next replacement finds in the other rounds
-						r.mustDetach(r.opts)
-						r.expectUnchanged(world)
-						continue
-					}
-					r.mustReplace(someFilter)
-					r.expectDecides("some")
-					if got := r.pinsOf(); len(got) != 17 {
-						t.Errorf("after %q and another replacement pins are %v, want one policy", step, got)
-					}
-					if err := r.check(r.opts); err != nil {
-						t.Errorf("check after %q and another replacement: %v", step, err)
-					}
+				}
+				r.expectDecides(want)
+				if state, err := r.readPolicy(); want == "none" && !errors.Is(err, datapath.ErrNoPolicy) ||
+					want != "none" && (err != nil || string(state.Source) != map[string]string{"some": someFilter, "other": otherFilter}[want]) {
+					t.Errorf("at %q: the policy reads as %+v, %v", step, state, err)
+				}
+				if err := r.check(r.opts); err != nil {
+					t.Errorf("check after %q: %v", step, err)
+				}
+				if then == "DEL" {
 					r.mustDetach(r.opts)
 					r.expectUnchanged(world)
-					if t.Failed() {
-						t.Fatalf("at %q", step)
-					}
+					continue
 				}
-				if err := r.check(resident); err != nil {
-					t.Errorf("the other pod: %v", err)
+				if err := r.replaceFails("making maps"); !errors.Is(err, errInjected) {
+					t.Errorf("a replacement after one that %s at %q: %v", how, step, err)
 				}
-				r.mustDetach(resident)
-			})
-		}
+				if want == old { // what the first one left, the second one removed
+					r.expectUnchanged(attached)
+				}
+				r.mustReplace(someFilter)
+				r.expectDecides("some")
+				if got := r.pinsOf(); len(got) != 17 {
+					t.Errorf("after %q and another replacement pins are %v, want one policy", step, got)
+				}
+				if err := r.check(r.opts); err != nil {
+					t.Errorf("check after %q and another replacement: %v", step, err)
+				}
+				r.mustDetach(r.opts)
+				r.expectUnchanged(world)
+				if t.Failed() {
+					t.Fatalf("at %q", step)
+				}
+			}
+			if err := r.check(resident); err != nil {
+				t.Errorf("the other pod: %v", err)
+			}
+			r.mustDetach(resident)
+		})
 	}
 }
 
@@ -466,29 +530,16 @@ func TestReplaceUnderTraffic(t *testing.T) {
 			}
 			r.opts.Policy = mustPolicy(t, texts[0])
 			r.mustAttach(r.opts)
-			stop, sent := make(chan struct{}), make(chan uint64)
-			go func() {
-				packets := uint64(0)
-				for {
-					select {
-					case <-stop:
-						sent <- packets
-						return
-					default:
-						r.send(53)
-						packets++
-					}
-				}
-			}()
-			for i := range 40 {
+			flood := r.flood(53)
+			const enough = 20_000
+			for i := 0; i < 40 || flood.sent.Load() < enough; i++ {
 				if err := r.replace(texts[(i+1)%2]); err != nil {
-					t.Error(err)
+					t.Fatal(err)
 				}
 			}
-			close(stop)
-			packets := <-sent
+			packets := flood.end()
 			stats := r.stats().Egress
-			if passed := stats.Verdicts[bpf.DatapathVerdictVERDICT_PASS].Packets; passed != packets || packets < 100 {
+			if passed := stats.Verdicts[bpf.DatapathVerdictVERDICT_PASS].Packets; passed != packets {
 				t.Errorf("%d of %d packets passed", passed, packets)
 			}
 			if stats.Drops != [5]datapath.Counter{} {

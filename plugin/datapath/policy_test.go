@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"net/netip"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -96,19 +95,6 @@ func (r *rig) mustReadPolicy() *datapath.PolicyState {
 	return state
 }
 
-func (r *rig) replace(text string, change ...func(*datapath.Options)) error {
-	r.t.Helper()
-	policy, a := mustPolicy(r.t, text), r.attachment()
-	return r.do(func(d *datapath.Datapath) error { return d.ReplacePolicy(context.Background(), a, *policy) }, change...)
-}
-
-func (r *rig) mustReplace(text string) {
-	r.t.Helper()
-	if err := r.replace(text); err != nil {
-		r.t.Fatalf("replacing the policy: %v", err)
-	}
-}
-
 func (r *rig) stats() *datapath.Stats {
 	r.t.Helper()
 	a := r.attachment()
@@ -127,14 +113,17 @@ func (r *rig) stats() *datapath.Stats {
 func (r *rig) send(ports ...uint16) {
 	r.t.Helper()
 	for _, port := range ports {
-		frame := packets.Frame(
-			packets.Ethernet{Src: packets.MAC(r.veth.PodMAC), Dst: packets.MAC(r.veth.HostMAC)},
-			packets.IPv4{Src: netip.MustParseAddr("10.0.0.2"), Dst: netip.MustParseAddr("10.0.0.1")},
-			packets.UDP{SrcPort: 1000, DstPort: port}, packets.Data(18))
-		if err := tests.SendFrame(r.pod, r.pod.IfName, frame); err != nil {
+		if err := tests.SendFrame(r.pod, r.pod.IfName, r.frame(port)); err != nil {
 			r.t.Fatal(err)
 		}
 	}
+}
+
+func (r *rig) frame(port uint16) []byte {
+	return packets.Frame(
+		packets.Ethernet{Src: packets.MAC(r.veth.PodMAC), Dst: packets.MAC(r.veth.HostMAC)},
+		packets.IPv4{Src: netip.MustParseAddr("10.0.0.2"), Dst: netip.MustParseAddr("10.0.0.1")},
+		packets.UDP{SrcPort: 1000, DstPort: port}, packets.Data(18))
 }
 
 // Keys of the drop counters.
@@ -308,140 +297,59 @@ func TestReadPolicy(t *testing.T) {
 	r.expectUnchanged(before)
 }
 
-// TestReplacePolicy replaces policies to and fro, of attachments that began with and without one.
-func TestReplacePolicy(t *testing.T) {
-	for _, mode := range []datapath.Mode{datapath.ModeGeneric, datapath.ModeTCX} {
-		for _, first := range []string{"none", "some"} {
-			t.Run(mode.String()+", first "+first, func(t *testing.T) {
-				r := newRig(t, mode, vethDefault, tests.WithoutIPv6())
-				before := r.world()
-				if first == "some" {
-					r.opts.Policy = mustPolicy(t, someFilter)
-				}
-				r.mustAttach(r.opts)
-				r.expectDecides(first)
-				generation := uint32(0)
-				for range 2 {
-					for name, text := range map[string]string{"some": someFilter, "other": otherFilter} {
-						r.mustReplace(text)
-						r.expectDecides(name)
-						state := r.mustReadPolicy()
-						if state.Generation <= generation || string(state.Source) != text {
-							t.Errorf("generation %d after %d, of %s", state.Generation, generation, state.Source)
-						}
-						generation = state.Generation
-						if err := r.check(r.opts); err != nil {
-							t.Errorf("check: %v", err)
-						}
-						if got := r.pinsOf(); len(got) != 17 {
-							t.Errorf("pins are %v, want one policy", got)
-						}
-					}
-				}
-				r.mustDetach(r.opts)
-				r.expectUnchanged(before)
-			})
-		}
+// TestCheckPolicy makes each thing wrong that can be with a filter; a filter that came later is no fault.
+func TestCheckPolicy(t *testing.T) {
+	r := newRig(t, datapath.ModeGeneric, vethDefault)
+	r.mustAttach(r.opts)
+	r.mustReplace(someFilter)
+	if err := r.check(r.opts); err != nil {
+		t.Errorf("with a filter that ADD did not bring: %v", err)
 	}
-}
-
-// replaceSteps are the steps of a replacement; from the first that is in the second list on, the new policy decides.
-func (r *rig) replaceSteps() (before, after []string) {
-	r.t.Helper()
-	steps := &before
-	err := r.replace(otherFilter, func(o *datapath.Options) {
-		o.BeforeStep = func(step string) error {
-			if step == "renaming its directory" {
-				steps = &after
+	r.mustDetach(r.opts)
+	slot := uint32(r.veth.HostIndex) & 4095
+	r.mustAttach(r.opts)
+	r.opts.Policy = mustPolicy(t, someFilter)
+	if err := r.check(r.opts); !errors.Is(err, datapath.ErrCheck) {
+		t.Errorf("without the filter that ADD should have brought: %v", err)
+	}
+	flags := func(change func(flags uint32) uint32) func(*ebpf.Map) error {
+		return func(slots *ebpf.Map) error {
+			var entry bpf.DatapathSlot
+			if err := slots.Lookup(slot, &entry); err != nil {
+				return err
 			}
-			*steps = append(*steps, step)
-			return nil
-		}
-	})
-	if err != nil || len(before) < 5 || len(after) < 2 {
-		r.t.Fatalf("steps %v and %v: %v", before, after, err)
-	}
-	return before, after
-}
-
-// TestReplaceFailsOrDies makes each step of a replacement fail, and kills its process at each. The old policy
-// decides, or from a step on the new one, and what is left disturbs neither CHECK, nor the next replacement, nor DEL.
-func TestReplaceFailsOrDies(t *testing.T) {
-	for _, how := range []string{"fails", "dies"} {
-		for _, old := range []string{"none", "some"} {
-			t.Run(how+", old policy "+old, func(t *testing.T) {
-				r := newRig(t, datapath.ModeGeneric, vethDefault, tests.WithoutIPv6())
-				_, _, resident := r.newPod("resident", datapath.ModeGeneric, vethDefault)
-				resident.Policy = mustPolicy(t, someFilter)
-				r.mustAttach(resident)
-				r.mustAttach(r.opts)
-				failing, done := r.replaceSteps()
-				r.mustDetach(r.opts)
-				if old == "some" {
-					r.opts.Policy = mustPolicy(t, someFilter)
-				}
-				// what a test of a filter made in between should not be
-				world := r.world()
-				for _, step := range slices.Concat(failing, done) {
-					r.mustAttach(r.opts)
-					attached := r.node.Tree()
-					want := old
-					if slices.Contains(done, step) {
-						want = "other"
-					}
-					if how == "dies" {
-						opts := r.opts
-						opts.Policy = mustPolicy(t, otherFilter)
-						r.replaceKilled(opts, step)
-					} else {
-						err := r.replace(otherFilter, func(o *datapath.Options) {
-							o.BeforeStep = func(now string) error {
-								if now == step {
-									return errInjected
-								}
-								return nil
-							}
-						})
-						if failed := errors.Is(err, errInjected); failed != (want == old) {
-							t.Errorf("at %q: %v", step, err)
-						}
-						if after := r.node.Tree(); want == old && !slices.Equal(attached, after) {
-							t.Errorf("a failure at %q left\n  %s", step, strings.Join(after, "\n  "))
-						}
-					}
-					r.expectDecides(want)
-					if state, err := r.readPolicy(); want == "none" && !errors.Is(err, datapath.ErrNoPolicy) ||
-						want != "none" && (err != nil || string(state.Source) != map[string]string{"some": someFilter, "other": otherFilter}[want]) {
-						t.Errorf("at %q: the policy reads as %+v, %v", step, state, err)
-					}
-					if err := r.check(r.opts); err != nil {
-						t.Errorf("check after %q: %v", step, err)
-					}
-					if step == failing[len(failing)-1] || step == done[0] || step == done[1] {
-						// DEL finds what the next replacement finds in the other rounds
-						r.mustDetach(r.opts)
-						r.expectUnchanged(world)
-						continue
-					}
-					r.mustReplace(someFilter)
-					r.expectDecides("some")
-					if got := r.pinsOf(); len(got) != 17 {
-						t.Errorf("after %q and another replacement pins are %v, want one policy", step, got)
-					}
-					if err := r.check(r.opts); err != nil {
-						t.Errorf("check after %q and another replacement: %v", step, err)
-					}
-					r.mustDetach(r.opts)
-					r.expectUnchanged(world)
-					if t.Failed() {
-						t.Fatalf("at %q", step)
-					}
-				}
-				if err := r.check(resident); err != nil {
-					t.Errorf("the other pod: %v", err)
-				}
-				r.mustDetach(resident)
-			})
+			entry.Flags = change(entry.Flags)
+			return slots.Put(slot, entry)
 		}
 	}
+	remove := func(index uint32) func(*ebpf.Map) error {
+		return func(m *ebpf.Map) error { return m.Delete(index) }
+	}
+	for _, test := range []struct {
+		name, outer string
+		wrong       func(*ebpf.Map) error
+		want        string
+	}{
+		{"not asked", "slots", flags(func(f uint32) uint32 { return f &^ uint32(bpf.DatapathSlotFlagSLOT_FILTER) }), "ask none"},
+		{"another place", "slots", flags(func(f uint32) uint32 { return f | uint32(bpf.DatapathSlotFlagSLOT_POLICY) }), "policy_1"},
+		{"no flows", "pod_flows", remove(slot), "flows"},
+		{"no words", "pod_policy_words", remove(2 * slot), "words"},
+		{"no prefixes", "pod_policy_prefixes", remove(2 * slot), "prefixes"},
+		{"no rule counters", "pod_rule_counters", remove(2 * slot), "rule_counters"},
+		{"no drop counters", "pod_tables", remove(8*slot + 3), "drop_stats_map"},
+	} {
+		r.mustAttach(r.opts)
+		if err := r.check(r.opts); err != nil {
+			t.Fatalf("%s: check before: %v", test.name, err)
+		}
+		r.nodeMap(test.outer, test.wrong)
+		for _, policy := range []*datapath.Policy{r.opts.Policy, nil} {
+			opts := r.opts
+			opts.Policy = policy
+			if err := r.check(opts); !errors.Is(err, datapath.ErrCheck) || policy == nil && !strings.Contains(err.Error(), test.want) {
+				t.Errorf("%s: %v, want ErrCheck with %q", test.name, err, test.want)
+			}
+		}
+	}
+	r.mustDetach(r.opts)
 }

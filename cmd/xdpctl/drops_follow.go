@@ -71,7 +71,7 @@ func (f *follow) run(ctx context.Context, names []string) error {
 	ctx, cancel := whileRead(ctx, f.o.out)
 	defer cancel()
 	known := newKnown(node, names)
-	err = node.FollowDrops(ctx, func(event datapath.DropEvent) error {
+	tell := func(event datapath.DropEvent) error {
 		report, ok := known.report(event)
 		if !ok {
 			return nil
@@ -83,7 +83,14 @@ func (f *follow) run(ctx context.Context, names []string) error {
 			return errEnough
 		}
 		return nil
-	})
+	}
+	err = node.FollowDrops(ctx, tell)
+	if errors.Is(err, fs.ErrNotExist) && len(all) > 0 {
+		fmt.Fprintln(f.o.err, "The last attachment has gone; waiting for others.")
+		for errors.Is(err, fs.ErrNotExist) && sleep(ctx, lookAgain) {
+			err = node.FollowDrops(ctx, tell)
+		}
+	}
 	switch {
 	case ctx.Err() != nil, errors.Is(err, errEnough), errors.Is(err, syscall.EPIPE), errors.Is(err, io.ErrClosedPipe):
 		return nil
@@ -93,6 +100,16 @@ func (f *follow) run(ctx context.Context, names []string) error {
 		return fmt.Errorf("there are no attachments under %s, and so nothing to follow: %w", f.o.bpffs, err)
 	}
 	return err
+}
+
+// sleep waits, and returns false if ctx ends before.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
 }
 
 // whileRead returns a context that ends also when whoever reads what is written to out has gone:

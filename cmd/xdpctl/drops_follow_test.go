@@ -183,7 +183,6 @@ func TestFollowEnds(t *testing.T) {
 		want string
 	}{
 		{pins.ErrBusy, "another process follows the drops of this node"},
-		{fs.ErrNotExist, "there are no attachments under"},
 		{errors.New("torn"), "xdpctl: torn\n"},
 	} {
 		n.follow = func(context.Context, func(datapath.DropEvent) error) error { return test.err }
@@ -191,8 +190,38 @@ func TestFollowEnds(t *testing.T) {
 			t.Errorf("%v: status %d, %q", test.err, status, stderr)
 		}
 	}
+	n.follow = func(context.Context, func(datapath.DropEvent) error) error { return fs.ErrNotExist }
+	n.attachments = nil
+	if status, _, stderr := n.xdpctl(t.Context(), "drops", "--follow"); status != exitFailure || !strings.Contains(stderr, "there are no attachments under") {
+		t.Errorf("nothing there: status %d, %q", status, stderr)
+	}
 	if status, _, stderr := n.xdpctl(t.Context(), "drops", "--follow", "demo/serve"); status != exitFailure || !strings.Contains(stderr, "no pod is known") {
 		t.Errorf("unknown pod: status %d, %q", status, stderr)
+	}
+}
+
+// TestFollowWaits: when the last pod has gone, it waits for the next one.
+func TestFollowWaits(t *testing.T) {
+	n := newFakeNode(t)
+	calls := 0
+	n.follow = func(_ context.Context, with func(datapath.DropEvent) error) error {
+		if calls++; calls < 3 {
+			return fs.ErrNotExist
+		}
+		return with(ruleDrop(10, 2, 7, 0))
+	}
+	status, stdout, stderr := n.xdpctl(t.Context(), "drops", "--follow", "--count", "1")
+	if status != 0 || strings.Count(stdout, "no-http") != 1 || stderr != "The last attachment has gone; waiting for others.\n" {
+		t.Errorf("status %d, %q, %q", status, stdout, stderr)
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	n.follow = func(context.Context, func(datapath.DropEvent) error) error {
+		cancel()
+		return fs.ErrNotExist
+	}
+	if status, _, stderr := n.xdpctl(ctx, "drops", "--follow"); status != 0 {
+		t.Errorf("interrupted while it waits: status %d, %q", status, stderr)
 	}
 }
 

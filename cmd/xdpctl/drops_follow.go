@@ -71,7 +71,7 @@ func (f *follow) run(ctx context.Context, names []string) error {
 	ctx, cancel := whileRead(ctx, f.o.out)
 	defer cancel()
 	known := newKnown(node, names)
-	err = node.FollowDrops(ctx, func(event datapath.DropEvent) error {
+	tell := func(event datapath.DropEvent) error {
 		report, ok := known.report(event)
 		if !ok {
 			return nil
@@ -83,7 +83,14 @@ func (f *follow) run(ctx context.Context, names []string) error {
 			return errEnough
 		}
 		return nil
-	})
+	}
+	err = node.FollowDrops(ctx, tell)
+	if errors.Is(err, fs.ErrNotExist) && len(all) > 0 {
+		fmt.Fprintln(f.o.err, "The last attachment has gone; waiting for others.")
+		for errors.Is(err, fs.ErrNotExist) && sleep(ctx, lookAgain) {
+			err = node.FollowDrops(ctx, tell)
+		}
+	}
 	switch {
 	case ctx.Err() != nil, errors.Is(err, errEnough), errors.Is(err, syscall.EPIPE), errors.Is(err, io.ErrClosedPipe):
 		return nil
@@ -93,6 +100,16 @@ func (f *follow) run(ctx context.Context, names []string) error {
 		return fmt.Errorf("there are no attachments under %s, and so nothing to follow: %w", f.o.bpffs, err)
 	}
 	return err
+}
+
+// sleep waits, and returns false if ctx ends before.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
 }
 
 // whileRead returns a context that ends also when whoever reads what is written to out has gone:
@@ -182,6 +199,7 @@ type known struct {
 	by    map[int]*knownPod
 	// missing are indexes without an attachment, and when they were last looked for.
 	missing map[int]time.Time
+	read    time.Time // when it was found out which there are; that is done at the first packet
 }
 
 // knownPod is an attachment and the names of the rules of its filters, by generation.
@@ -196,6 +214,8 @@ const (
 	// lookAgain is how long nothing is read again for what was not there: packets may come fast, of
 	// an attachment that has gone.
 	lookAgain = 200 * time.Millisecond
+	// forgetAfter is how long it may not be seen that an attachment was made anew with the same host end.
+	forgetAfter = 2 * time.Second
 	// mostGenerations is how many of a pod's filters are remembered: packets may be told of after
 	// theirs was replaced.
 	mostGenerations = 8
@@ -203,12 +223,12 @@ const (
 
 func newKnown(node filters, names []string) *known {
 	k := &known{node: node, names: names, by: map[int]*knownPod{}, missing: map[int]time.Time{}}
-	k.refresh()
 	return k
 }
 
 // refresh reads which attachments there are. What is known of one that stays is kept.
-func (k *known) refresh() {
+func (k *known) refresh(now time.Time) {
+	k.read = now
 	all, _ := k.node.List() // of those that cannot be read, packets are told of without a name
 	by := map[int]*knownPod{}
 	for _, a := range all {
@@ -228,13 +248,13 @@ func (k *known) refresh() {
 
 // pod returns the attachment with a host end, nil if there is none.
 func (k *known) pod(index int, now time.Time) *knownPod {
-	if p, ok := k.by[index]; ok {
+	if p, ok := k.by[index]; ok && now.Sub(k.read) < forgetAfter {
 		return p
 	}
 	if last, ok := k.missing[index]; ok && now.Sub(last) < lookAgain {
 		return nil
 	}
-	k.refresh()
+	k.refresh(now)
 	p, ok := k.by[index]
 	if !ok {
 		k.missing[index] = now

@@ -95,19 +95,46 @@ func TestFollowComesAndGoes(t *testing.T) {
 	}
 }
 
+// TestFollowMadeAnew: an attachment that was made anew with the same host end begins its generations again.
+func TestFollowMadeAnew(t *testing.T) {
+	n := newFakeNode(t)
+	n.play(
+		ruleDrop(10, 0, 7, 0),
+		func() {
+			client := n.at("veth11111111")
+			again := *client.Meta
+			again.Created = made.Add(time.Second)
+			n.remove(client)
+			n.add(datapath.Attachment{ID: client.ID, Meta: &again})
+			n.policies[client.ID] = &datapath.PolicyState{Generation: 7, Rules: make([]datapath.RuleStats, 1),
+				Source: []byte(`{"rules":[{"name":"new","direction":"egress","action":"deny"}]}`)}
+		},
+		ruleDrop(10, 0, 7, forgetAfter),
+	)
+	if have, want := n.followed(), "client/10:dns client/10:new"; have != want {
+		t.Errorf("%s, want %s", have, want)
+	}
+}
+
 // TestFollowUnknownIsCheap: for a flood of packets of what is not there, the node is not read each time.
 func TestFollowUnknownIsCheap(t *testing.T) {
-	n := newFakeNode(t)
-	var steps []any
-	for i := range 1000 {
-		steps = append(steps, ruleDrop(10, 2, 3, time.Duration(i)*lookAgain/1000)) // of a filter long gone
-	}
-	n.play(steps...)
-	if have := n.followed(); strings.Count(have, "client/10:") != 1000 || strings.Contains(have, "no-http") {
-		t.Error(have)
-	}
-	if len(n.calls) > 2 {
-		t.Errorf("its filter was read %d times", len(n.calls))
+	for name, event := range map[string]datapath.DropEvent{
+		"a filter long gone": ruleDrop(10, 2, 3, 0),
+		"a pod long gone":    ruleDrop(99, 2, 7, 0),
+	} {
+		n := newFakeNode(t)
+		var steps []any
+		for i := range 1000 {
+			event.Time = made.Add(time.Duration(i) * lookAgain / 1000)
+			steps = append(steps, event)
+		}
+		n.play(steps...)
+		if have := n.followed(); strings.Count(have, ":") != 1000 || strings.Contains(have, "no-http") {
+			t.Errorf("%s: %s", name, have)
+		}
+		if len(n.calls) > 4 {
+			t.Errorf("%s: the node was read %d times", name, len(n.calls))
+		}
 	}
 }
 
@@ -125,8 +152,10 @@ func TestFollowGenerations(t *testing.T) {
 		ruleDrop(10, 0, 7, 2*lookAgain), // told of late
 		ruleDrop(10, 1, 8, 2*lookAgain), // there is no such rule
 		ruleDrop(10, 0, 6, 4*lookAgain), // from before it was followed
+		ruleDrop(99, 0, 7, 4*lookAgain), // the pods are read again
+		ruleDrop(10, 0, 7, 4*lookAgain),
 	)
-	if have, want := n.followed(), "client/10:dns client/10:new client/10:dns client/10: client/10:"; have != want {
+	if have, want := n.followed(), "client/10:dns client/10:new client/10:dns client/10: client/10: /99: client/10:dns"; have != want {
 		t.Errorf("%s, want %s", have, want)
 	}
 }
@@ -154,7 +183,6 @@ func TestFollowEnds(t *testing.T) {
 		want string
 	}{
 		{pins.ErrBusy, "another process follows the drops of this node"},
-		{fs.ErrNotExist, "there are no attachments under"},
 		{errors.New("torn"), "xdpctl: torn\n"},
 	} {
 		n.follow = func(context.Context, func(datapath.DropEvent) error) error { return test.err }
@@ -162,8 +190,38 @@ func TestFollowEnds(t *testing.T) {
 			t.Errorf("%v: status %d, %q", test.err, status, stderr)
 		}
 	}
+	n.follow = func(context.Context, func(datapath.DropEvent) error) error { return fs.ErrNotExist }
+	n.attachments = nil
+	if status, _, stderr := n.xdpctl(t.Context(), "drops", "--follow"); status != exitFailure || !strings.Contains(stderr, "there are no attachments under") {
+		t.Errorf("nothing there: status %d, %q", status, stderr)
+	}
 	if status, _, stderr := n.xdpctl(t.Context(), "drops", "--follow", "demo/serve"); status != exitFailure || !strings.Contains(stderr, "no pod is known") {
 		t.Errorf("unknown pod: status %d, %q", status, stderr)
+	}
+}
+
+// TestFollowWaits: when the last pod has gone, it waits for the next one.
+func TestFollowWaits(t *testing.T) {
+	n := newFakeNode(t)
+	calls := 0
+	n.follow = func(_ context.Context, with func(datapath.DropEvent) error) error {
+		if calls++; calls < 3 {
+			return fs.ErrNotExist
+		}
+		return with(ruleDrop(10, 2, 7, 0))
+	}
+	status, stdout, stderr := n.xdpctl(t.Context(), "drops", "--follow", "--count", "1")
+	if status != 0 || strings.Count(stdout, "no-http") != 1 || stderr != "The last attachment has gone; waiting for others.\n" {
+		t.Errorf("status %d, %q, %q", status, stdout, stderr)
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	n.follow = func(context.Context, func(datapath.DropEvent) error) error {
+		cancel()
+		return fs.ErrNotExist
+	}
+	if status, _, stderr := n.xdpctl(ctx, "drops", "--follow"); status != 0 {
+		t.Errorf("interrupted while it waits: status %d, %q", status, stderr)
 	}
 }
 

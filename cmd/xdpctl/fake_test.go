@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -28,10 +29,11 @@ type fakeNode struct {
 	policies    map[string]*datapath.PolicyState // by attachment
 	stats       map[string]*datapath.Stats
 	fail        map[string]error // of what is done to an attachment
-	calls       []string         // what was changed, and what was read of policies
+	calls       []string         // what was changed, and what was read but for counters
 	// follow plays drops.
 	follow func(ctx context.Context, with func(datapath.DropEvent) error) error
 	in     string
+	mu     sync.Mutex // of what may be replaced at once
 }
 
 // newFakeNode has the made-up attachments; those of demo/client and demo/server have the sample filter.
@@ -81,6 +83,7 @@ func (n *fakeNode) at(hostName string) datapath.Attachment {
 }
 
 func (n *fakeNode) List() ([]datapath.Attachment, error) {
+	n.calls = append(n.calls, "list")
 	return slices.Clone(n.attachments), n.fail[""]
 }
 
@@ -110,6 +113,8 @@ func (n *fakeNode) ReadPolicy(a datapath.Attachment) (*datapath.PolicyState, err
 }
 
 func (n *fakeNode) ReplacePolicy(_ context.Context, a datapath.Attachment, p datapath.Policy) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	n.calls = append(n.calls, "replace "+a.Meta.HostName)
 	if err := n.fail[a.Meta.HostName]; err != nil {
 		return err

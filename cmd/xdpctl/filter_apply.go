@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"github.com/spf13/cobra"
 
@@ -87,9 +89,12 @@ func newFilterApplyCommand(o *options) *cobra.Command {
 				return errors.Join(compileErr, err)
 			}
 			report := &applyReport{DryRun: dryRun, Warnings: append([]conf.Warning{}, warnings...), Pods: []appliedTo{}}
-			for i := range a.targets {
-				report.Pods = append(report.Pods, a.apply(cmd.Context(), &a.targets[i]))
-				err = errors.Join(err, a.targets[i].err)
+			report.Pods = append(report.Pods, a.applyAll(cmd.Context())...)
+			for _, t := range a.targets {
+				if t.note != "" {
+					fmt.Fprintf(o.err, "warning: %s: %s\n", longLabel(t.Attachment), t.note)
+				}
+				err = errors.Join(err, t.err)
 			}
 			if len(report.Pods) == 0 {
 				o.noneNote()
@@ -118,6 +123,7 @@ type target struct {
 	before *conf.Filter // nil for none
 	policy *datapath.Policy
 	err    error
+	note   string // what is worth knowing of it, though it was applied
 }
 
 // choose finds the attachments of the pods that are named, or all. An error with targets is about
@@ -174,6 +180,27 @@ func (a *application) compile() error {
 	return errs
 }
 
+// applyAtOnce is how many pods get their policy at the same time: most of it is waiting for the kernel.
+const applyAtOnce = 8
+
+// applyAll applies the filter to each target, and tells of each, in order.
+func (a *application) applyAll(ctx context.Context) []appliedTo {
+	applied := make([]appliedTo, len(a.targets))
+	var (
+		workers sync.WaitGroup
+		next    atomic.Int64
+	)
+	for range min(applyAtOnce, len(a.targets)) {
+		workers.Go(func() {
+			for i := next.Add(1) - 1; i < int64(len(a.targets)); i = next.Add(1) - 1 {
+				applied[i] = a.apply(ctx, &a.targets[i])
+			}
+		})
+	}
+	workers.Wait()
+	return applied
+}
+
 // apply puts the policy of a target in force, and tells of it.
 func (a *application) apply(ctx context.Context, t *target) appliedTo {
 	applied := appliedTo{attachment: newAttachment(t.Meta), Result: resultApplied, Changes: diffFilters(t.before, a.filter)}
@@ -195,7 +222,7 @@ func (a *application) apply(ctx context.Context, t *target) appliedTo {
 		}
 	}
 	if t.before != nil && t.before.MaxFlows != a.filter.MaxFlows {
-		fmt.Fprintf(a.o.err, "warning: %s: maxFlows stays what it was when the pod's first filter came in force\n", longLabel(t.Attachment))
+		t.note = "maxFlows stays what it was when the pod's first filter came in force"
 	}
 	return applied
 }

@@ -213,6 +213,20 @@ func TestDocs(t *testing.T) {
 	}
 }
 
+// TestFilterDocs: the filter that docs/filter.md begins with is one, and there is nothing odd about it.
+func TestFilterDocs(t *testing.T) {
+	text, err := os.ReadFile("../../docs/filter.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, example, _ := strings.Cut(string(text), "    \"filter\": ")
+	example, _, _ = strings.Cut(example, "\n\n")
+	f, warnings, err := parseFilter([]byte(example))
+	if err != nil || len(warnings) > 0 || len(f.Rules) != 3 {
+		t.Errorf("%v, %v: %s", err, warnings, example)
+	}
+}
+
 // fieldPaths adds the path of each field in value, as "checks[].name". Counters are one thing; so
 // are the fields of an attachment, wherever it stands. A filter is a network configuration's.
 func fieldPaths(value any, path string, to map[string]bool) {

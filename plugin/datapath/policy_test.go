@@ -7,9 +7,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"path/filepath"
-	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -97,19 +95,6 @@ func (r *rig) mustReadPolicy() *datapath.PolicyState {
 	return state
 }
 
-func (r *rig) replace(text string, change ...func(*datapath.Options)) error {
-	r.t.Helper()
-	policy, a := mustPolicy(r.t, text), r.attachment()
-	return r.do(func(d *datapath.Datapath) error { return d.ReplacePolicy(context.Background(), a, *policy) }, change...)
-}
-
-func (r *rig) mustReplace(text string) {
-	r.t.Helper()
-	if err := r.replace(text); err != nil {
-		r.t.Fatalf("replacing the policy: %v", err)
-	}
-}
-
 func (r *rig) stats() *datapath.Stats {
 	r.t.Helper()
 	a := r.attachment()
@@ -128,14 +113,17 @@ func (r *rig) stats() *datapath.Stats {
 func (r *rig) send(ports ...uint16) {
 	r.t.Helper()
 	for _, port := range ports {
-		frame := packets.Frame(
-			packets.Ethernet{Src: packets.MAC(r.veth.PodMAC), Dst: packets.MAC(r.veth.HostMAC)},
-			packets.IPv4{Src: netip.MustParseAddr("10.0.0.2"), Dst: netip.MustParseAddr("10.0.0.1")},
-			packets.UDP{SrcPort: 1000, DstPort: port}, packets.Data(18))
-		if err := tests.SendFrame(r.pod, r.pod.IfName, frame); err != nil {
+		if err := tests.SendFrame(r.pod, r.pod.IfName, r.frame(port)); err != nil {
 			r.t.Fatal(err)
 		}
 	}
+}
+
+func (r *rig) frame(port uint16) []byte {
+	return packets.Frame(
+		packets.Ethernet{Src: packets.MAC(r.veth.PodMAC), Dst: packets.MAC(r.veth.HostMAC)},
+		packets.IPv4{Src: netip.MustParseAddr("10.0.0.2"), Dst: netip.MustParseAddr("10.0.0.1")},
+		packets.UDP{SrcPort: 1000, DstPort: port}, packets.Data(18))
 }
 
 // Keys of the drop counters.
@@ -307,284 +295,6 @@ func TestReadPolicy(t *testing.T) {
 		t.Errorf("replacing after the attachment is gone: %v", err)
 	}
 	r.expectUnchanged(before)
-}
-
-// TestReplacePolicy replaces policies to and fro, of attachments that began with and without one.
-func TestReplacePolicy(t *testing.T) {
-	for _, mode := range []datapath.Mode{datapath.ModeGeneric, datapath.ModeTCX} {
-		for _, first := range []string{"none", "some"} {
-			t.Run(mode.String()+", first "+first, func(t *testing.T) {
-				r := newRig(t, mode, vethDefault, tests.WithoutIPv6())
-				before := r.world()
-				if first == "some" {
-					r.opts.Policy = mustPolicy(t, someFilter)
-				}
-				r.mustAttach(r.opts)
-				r.expectDecides(first)
-				generation := uint32(0)
-				for range 2 {
-					for name, text := range map[string]string{"some": someFilter, "other": otherFilter} {
-						r.mustReplace(text)
-						r.expectDecides(name)
-						state := r.mustReadPolicy()
-						if state.Generation <= generation || string(state.Source) != text {
-							t.Errorf("generation %d after %d, of %s", state.Generation, generation, state.Source)
-						}
-						generation = state.Generation
-						if err := r.check(r.opts); err != nil {
-							t.Errorf("check: %v", err)
-						}
-						if got := r.pinsOf(); len(got) != 17 {
-							t.Errorf("pins are %v, want one policy", got)
-						}
-					}
-				}
-				r.mustDetach(r.opts)
-				r.expectUnchanged(before)
-			})
-		}
-	}
-}
-
-// replaceSteps are the steps of a replacement; from the first that is in the second list on, the new policy decides.
-func (r *rig) replaceSteps() (before, after []string) {
-	r.t.Helper()
-	steps := &before
-	err := r.replace(otherFilter, func(o *datapath.Options) {
-		o.BeforeStep = func(step string) error {
-			if step == "renaming its directory" {
-				steps = &after
-			}
-			*steps = append(*steps, step)
-			return nil
-		}
-	})
-	if err != nil || len(before) < 5 || len(after) < 2 {
-		r.t.Fatalf("steps %v and %v: %v", before, after, err)
-	}
-	return before, after
-}
-
-// TestReplaceFailsOrDies makes each step of a replacement fail, and kills its process at each. The old policy
-// decides, or from a step on the new one, and what is left disturbs neither CHECK, nor the next replacement, nor DEL.
-func TestReplaceFailsOrDies(t *testing.T) {
-	for _, how := range []string{"fails", "dies"} {
-		for _, old := range []string{"none", "some"} {
-			t.Run(how+", old policy "+old, func(t *testing.T) {
-				r := newRig(t, datapath.ModeGeneric, vethDefault, tests.WithoutIPv6())
-				_, _, resident := r.newPod("resident", datapath.ModeGeneric, vethDefault)
-				resident.Policy = mustPolicy(t, someFilter)
-				r.mustAttach(resident)
-				r.mustAttach(r.opts)
-				failing, done := r.replaceSteps()
-				r.mustDetach(r.opts)
-				if old == "some" {
-					r.opts.Policy = mustPolicy(t, someFilter)
-				}
-				// what a test of a filter made in between should not be
-				world := r.world()
-				for _, step := range slices.Concat(failing, done) {
-					r.mustAttach(r.opts)
-					attached := r.node.Tree()
-					want := old
-					if slices.Contains(done, step) {
-						want = "other"
-					}
-					if how == "dies" {
-						opts := r.opts
-						opts.Policy = mustPolicy(t, otherFilter)
-						r.replaceKilled(opts, step)
-					} else {
-						err := r.replace(otherFilter, func(o *datapath.Options) {
-							o.BeforeStep = func(now string) error {
-								if now == step {
-									return errInjected
-								}
-								return nil
-							}
-						})
-						if failed := errors.Is(err, errInjected); failed != (want == old) {
-							t.Errorf("at %q: %v", step, err)
-						}
-						if after := r.node.Tree(); want == old && !slices.Equal(attached, after) {
-							t.Errorf("a failure at %q left\n  %s", step, strings.Join(after, "\n  "))
-						}
-					}
-					r.expectDecides(want)
-					if state, err := r.readPolicy(); want == "none" && !errors.Is(err, datapath.ErrNoPolicy) ||
-						want != "none" && (err != nil || string(state.Source) != map[string]string{"some": someFilter, "other": otherFilter}[want]) {
-						t.Errorf("at %q: the policy reads as %+v, %v", step, state, err)
-					}
-					if err := r.check(r.opts); err != nil {
-						t.Errorf("check after %q: %v", step, err)
-					}
-					if step == failing[len(failing)-1] || step == done[0] || step == done[1] {
-						// DEL finds what the next replacement finds in the other rounds
-						r.mustDetach(r.opts)
-						r.expectUnchanged(world)
-						continue
-					}
-					r.mustReplace(someFilter)
-					r.expectDecides("some")
-					if got := r.pinsOf(); len(got) != 17 {
-						t.Errorf("after %q and another replacement pins are %v, want one policy", step, got)
-					}
-					if err := r.check(r.opts); err != nil {
-						t.Errorf("check after %q and another replacement: %v", step, err)
-					}
-					r.mustDetach(r.opts)
-					r.expectUnchanged(world)
-					if t.Failed() {
-						t.Fatalf("at %q", step)
-					}
-				}
-				if err := r.check(resident); err != nil {
-					t.Errorf("the other pod: %v", err)
-				}
-				r.mustDetach(resident)
-			})
-		}
-	}
-}
-
-// TestReplaceUnderTraffic: two filters that let the same packets through, one by its last rule and one by its
-// first, take turns under traffic. A packet judged by a part of each would meet a default, which drops.
-func TestReplaceUnderTraffic(t *testing.T) {
-	for _, mode := range []datapath.Mode{datapath.ModeGeneric, datapath.ModeTCX} {
-		t.Run(mode.String(), func(t *testing.T) {
-			r := newRig(t, mode, vethDefault, tests.WithoutIPv6())
-			rule := `{"name": "rule-%d", "direction": "egress", "action": "%s", "protocol": "udp", "to": ["%s"], "ports": ["%d"]}`
-			var many []string
-			for i := range 300 {
-				many = append(many, fmt.Sprintf(rule, i, "deny", fmt.Sprintf("10.1.%d.0/24", i%256), 2000+i))
-			}
-			many = append(many, fmt.Sprintf(rule, 300, "allow", "10.0.0.0/24", 53))
-			around := `{"stateful": false, "antiSpoof": false, "default": {"egress": "deny", "ingress": "deny"}, "rules": [%s]}`
-			texts := []string{
-				fmt.Sprintf(around, strings.Join(many, ",")),
-				fmt.Sprintf(around, fmt.Sprintf(rule, 0, "allow", "10.0.0.1", 53)),
-			}
-			r.opts.Policy = mustPolicy(t, texts[0])
-			r.mustAttach(r.opts)
-			stop, sent := make(chan struct{}), make(chan uint64)
-			go func() {
-				packets := uint64(0)
-				for {
-					select {
-					case <-stop:
-						sent <- packets
-						return
-					default:
-						r.send(53)
-						packets++
-					}
-				}
-			}()
-			for i := range 40 {
-				if err := r.replace(texts[(i+1)%2]); err != nil {
-					t.Error(err)
-				}
-			}
-			close(stop)
-			packets := <-sent
-			stats := r.stats().Egress
-			if passed := stats.Verdicts[bpf.DatapathVerdictVERDICT_PASS].Packets; passed != packets || packets < 100 {
-				t.Errorf("%d of %d packets passed", passed, packets)
-			}
-			if stats.Drops != [5]datapath.Counter{} {
-				t.Errorf("drops: %+v", stats.Drops)
-			}
-			r.mustDetach(r.opts)
-		})
-	}
-}
-
-// TestFollowDrops: events say which packet was dropped, by what; those of before are not told, and there is one
-// reader at a time.
-func TestFollowDrops(t *testing.T) {
-	r := newRig(t, datapath.ModeGeneric, vethDefault, tests.WithoutIPv6())
-	follow := func(ctx context.Context, with func(datapath.DropEvent) error) error {
-		return r.do(func(d *datapath.Datapath) error { return d.FollowDrops(ctx, with) })
-	}
-	if err := follow(t.Context(), nil); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("without attachments: %v", err)
-	}
-	r.opts.Policy = mustPolicy(t, someFilter)
-	r.mustAttach(r.opts)
-	r.send(99) // before
-	ctx, cancel := context.WithTimeout(t.Context(), settle)
-	defer cancel()
-	var (
-		events   []datapath.DropEvent
-		enough   = errors.New("enough")
-		ended    = make(chan error)
-		started  = make(chan struct{})
-		announce = sync.OnceFunc(func() { close(started) })
-	)
-	go func() {
-		ended <- follow(ctx, func(e datapath.DropEvent) error {
-			announce()
-			if e.Destination.Port() == 100 {
-				return nil
-			}
-			if events = append(events, e); len(events) == 3 {
-				return enough
-			}
-			return nil
-		})
-	}()
-	for begun := false; !begun; { // until it tells of one
-		r.send(100)
-		select {
-		case <-started:
-			begun = true
-		case err := <-ended:
-			t.Fatalf("following ended: %v", err)
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
-	if err := follow(ctx, nil); !errors.Is(err, pins.ErrBusy) {
-		t.Errorf("a second reader: %v", err)
-	}
-	r.send(54, 55, 56)
-	if err := <-ended; !errors.Is(err, enough) {
-		t.Errorf("following ended with %v", err)
-	}
-	for i, want := range []struct {
-		port   uint16
-		reason bpf.DatapathDropReason
-		rule   int
-		audit  bool
-	}{
-		{54, bpf.DatapathDropReasonDROP_RULE, 1, false},
-		{55, bpf.DatapathDropReasonDROP_RULE, 2, true},
-		{56, bpf.DatapathDropReasonDROP_DEFAULT, -1, false},
-	} {
-		got := events[i]
-		if time.Since(got.Time).Abs() > time.Minute || got.Generation != 1 {
-			t.Errorf("event %d is of %s, generation %d", i, got.Time, got.Generation)
-		}
-		got.Time, got.Generation = time.Time{}, 0
-		if want := (datapath.DropEvent{
-			HostIndex: r.veth.HostIndex, Direction: bpf.DatapathDirectionDIRECTION_EGRESS, Reason: want.reason, Audit: want.audit,
-			Rule: want.rule, Len: 60, EtherType: packets.EtherTypeIPv4, Protocol: packets.ProtocolUDP,
-			Source: netip.MustParseAddrPort("10.0.0.2:1000"), Destination: netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), want.port),
-		}); got != want {
-			t.Errorf("event %d is %+v, want %+v", i, got, want)
-		}
-	}
-	// a reader that nobody disturbs ends with its context, or with the node
-	soon, cancelSoon := context.WithTimeout(t.Context(), 20*time.Millisecond)
-	defer cancelSoon()
-	if err := follow(soon, func(datapath.DropEvent) error { return nil }); err != nil {
-		t.Errorf("at the end of its context: %v", err)
-	}
-	go func() { ended <- follow(ctx, func(datapath.DropEvent) error { return nil }) }()
-	time.Sleep(50 * time.Millisecond)
-	r.mustDetach(r.opts)
-	if err := <-ended; !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("when the last attachment went: %v", err)
-	}
 }
 
 // TestCheckPolicy makes each thing wrong that can be with a filter; a filter that came later is no fault.

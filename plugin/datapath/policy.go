@@ -103,12 +103,14 @@ func (n *node) whileInForce(m *Meta, fn func(f inForce, found bool) error) error
 }
 
 // ReadPolicy reads the policy in force: ErrNoPolicy if there is none, fs.ErrNotExist if the
-// attachment is gone. It takes no lock.
+// attachment is gone, ErrDamaged if pins of it are. It takes no lock.
 func (d *Datapath) ReadPolicy(a Attachment) (*PolicyState, error) {
 	state, err := d.readPolicy(a)
 	if err != nil {
 		if _, gone := os.Stat(a.dir); gone != nil {
 			err = gone
+		} else if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("%w: %v", ErrDamaged, err) // and not gone
 		}
 		return nil, fmt.Errorf("reading the policy of container %s, interface %s: %w", a.Meta.ContainerID, a.Meta.IfName, err)
 	}
@@ -131,7 +133,7 @@ func (d *Datapath) readPolicy(a Attachment) (*PolicyState, error) {
 		}
 		dir, err := dirInForce(a.dir, f.place)
 		if err != nil {
-			return fmt.Errorf("%w: %w", ErrDamaged, err)
+			return err
 		}
 		state = &PolicyState{Generation: f.generation}
 		if state.Source, err = readText(filepath.Join(dir, pinSource)); err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -277,6 +278,12 @@ func TestReadPolicy(t *testing.T) {
 		if got := state.Rules[i]; got.Counter != want || got.Last.Sub(begin).Abs() > time.Minute {
 			t.Errorf("rule %d decided %+v, want %+v about %s", i, got, want, begin)
 		}
+	}
+	if err := os.Remove(filepath.Join(r.podDir(), "policy_0", "source")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.readPolicy(); !errors.Is(err, datapath.ErrDamaged) || errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("without its source: %v", err)
 	}
 	a := r.attachment()
 	r.mustReplace(otherFilter)

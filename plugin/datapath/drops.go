@@ -109,14 +109,11 @@ func decodeDrop(raw *bpf.DatapathDropEvent, clock clock) DropEvent {
 		Direction:  bpf.DatapathDirection(raw.Direction),
 		Reason:     bpf.DatapathDropReason(raw.Reason),
 		Audit:      raw.Audit != 0,
-		Rule:       -1,
+		Rule:       int(int32(raw.Rule)), // DROP_NO_RULE is -1
 		Generation: raw.Generation,
 		Len:        raw.Len,
 		EtherType:  raw.Ethertype,
 		Protocol:   raw.Protocol,
-	}
-	if e.Reason == bpf.DatapathDropReasonDROP_RULE {
-		e.Rule = int(raw.Rule)
 	}
 	if raw.Source != [16]uint8{} || raw.Destination != [16]uint8{} {
 		e.Source = addrPort(raw.Source, raw.SourcePort)

@@ -51,6 +51,10 @@ int xdp_egress(struct xdp_md *ctx)
 
 	pkt.len = config_xdp_frags ? bpf_xdp_get_buff_len(ctx) : pkt.data_end - pkt.data;
 	result = parse(&pkt);
+	/* read anew: what parsing proved of them differs by the way it took, to the verifier */
+	barrier();
+	pkt.data = (void *)(long)ctx->data;
+	pkt.data_end = (void *)(long)ctx->data_end;
 	return core(&pkt, result, ctx->ingress_ifindex, DIRECTION_EGRESS);
 }
 
@@ -113,6 +117,10 @@ again:
 			goto again;
 	}
 	pkt.packets = skb_packets(skb, &pkt);
+	/* as in xdp_egress() */
+	barrier();
+	pkt.data = (void *)(long)skb->data;
+	pkt.data_end = (void *)(long)skb->data_end;
 	return skb_action(core(&pkt, result, skb->ifindex, direction));
 }
 

@@ -284,6 +284,7 @@ type DatapathView struct {
 	_          structs.HostLayout
 	Key        DatapathFlowKey
 	Quote      DatapathFlowKey
+	Datagram   DatapathFlowKey
 	Claim      [16]uint8
 	SourceMac  [6]uint8
 	Ethertype  uint16
@@ -297,6 +298,7 @@ type DatapathView struct {
 	MacOption  uint8
 	Pad        uint8
 	OptionsOff uint16
+	Parsed     [48]uint8
 	Decision   struct {
 		_       structs.HostLayout
 		Now     uint64

@@ -103,8 +103,14 @@ func TestFailClosed(t *testing.T) {
 			if err := test.remove(f); err != nil {
 				t.Fatal(err)
 			}
+			before := f.pod.counters(t)
 			f.sends(t, conf.Egress, frame, false)
 			f.sends(t, conf.Ingress, in(in4(), packets.UDP{}), false)
+			for d, got := range f.pod.counters(t).minus(before) {
+				if n := got[bpf.DatapathTableTABLE_VERDICT][bpf.DatapathVerdictVERDICT_DROP].Packets; n != 1 {
+					t.Errorf("direction %d: %d packets counted as dropped, want 1", d, n)
+				}
+			}
 		})
 	}
 }

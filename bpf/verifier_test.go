@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"maps"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -13,7 +15,39 @@ import (
 
 // verifierBudget is what the verifier may walk of a program. It gives up at 1,000,000 (kernel 5.2
 // and later); some branch that multiplies the rest of the program is noticed long before that.
-const verifierBudget = 200_000
+const verifierBudget = 100_000
+
+// maxStack is what a program and the functions that it calls may have on the stack together
+// (MAX_BPF_STACK), in bytes.
+const maxStack = 512
+
+// stackDepth returns the stack of a program with the two largest of its functions, more of which are
+// never under way at once, as kernels before 6.8 reckon it: each rounded up to 32 bytes
+// (check_max_stack_depth() in kernel/bpf/verifier.c). Newer ones round less.
+func stackDepth(t *testing.T, log string) int {
+	t.Helper()
+	_, text, found := strings.Cut(log, "stack depth ")
+	if !found {
+		t.Fatalf("the verifier says no stack depth: %q", log)
+	}
+	text, _, _ = strings.Cut(text, "\n")
+	var depths []int
+	for _, field := range strings.Split(text, "+") {
+		depth, err := strconv.Atoi(strings.Fields(field)[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		depths = append(depths, (depth+31)/32*32)
+	}
+	functions := depths[1:]
+	slices.Sort(functions)
+	slices.Reverse(functions)
+	sum := depths[0]
+	for _, depth := range functions[:min(2, len(functions))] {
+		sum += depth
+	}
+	return sum
+}
 
 // TestVerifier loads every program on its own.
 func TestVerifier(t *testing.T) {
@@ -31,11 +65,16 @@ func TestVerifier(t *testing.T) {
 			t.Run(name+" "+variant.name, func(t *testing.T) {
 				spec := all.Copy()
 				maps.DeleteFunc(spec.Programs, func(other string, _ *ebpf.ProgramSpec) bool { return other != name })
-				collection, err := ebpf.NewCollection(spec)
+				collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
+					Programs: ebpf.ProgramOptions{LogLevel: ebpf.LogLevelStats},
+				})
 				if err != nil {
 					t.Fatalf("%+v", err)
 				}
 				defer collection.Close()
+				if depth := stackDepth(t, collection.Programs[name].VerifierLog); depth > maxStack {
+					t.Errorf("%d bytes of stack, more than %d", depth, maxStack)
+				}
 				info, err := collection.Programs[name].Info()
 				if err != nil {
 					t.Fatal(err)

@@ -14,10 +14,9 @@
  * end is ifindex, decides, counts. An interface that is no pod's passes everything uncounted: it
  * is on its way in or out.
  */
-static __always_inline enum verdict core(const struct packet *pkt, enum parse_result result,
+static __always_inline enum verdict core(struct packet *pkt, enum parse_result result,
 					 __u32 ifindex, enum direction direction)
 {
-	enum verdict verdict = VERDICT_PASS;
 	struct slot *slot;
 	__u32 number;
 
@@ -32,8 +31,8 @@ static __always_inline enum verdict core(const struct packet *pkt, enum parse_re
 	}
 	if (slot->flags & SLOT_FILTER) {
 		view_fill(pkt, result, direction);
-		verdict = filter(number, slot->flags, ifindex, direction);
+		return filter(number, slot->flags, ifindex, direction);
 	}
-	stats_count(number, direction, TABLE_VERDICT, verdict, pkt);
-	return verdict;
+	stats_count(number, direction, TABLE_VERDICT, VERDICT_PASS, pkt);
+	return VERDICT_PASS;
 }

@@ -134,17 +134,20 @@ static __always_inline void filter_begin(void *flows, const struct policy *polic
 }
 
 /*
- * Makes the key of the fragmented datagram that the packet in view is a part of. In IPv6 a later
- * fragment names the extension header that comes first, and not the protocol (RFC 8200, 4.5).
+ * Returns the key of the fragmented datagram that the packet in view is a part of, made in view:
+ * older kernels have no stack left for it. In IPv6 a later fragment names the extension header
+ * that comes first, and not the protocol (RFC 8200, 4.5).
  */
-static __always_inline void filter_fragment_key(const struct view *view, enum direction direction,
-						struct flow_key *key)
+static __always_inline struct flow_key *filter_datagram(struct view *view, enum direction direction)
 {
+	struct flow_key *key = &view->datagram;
+
 	*key = view->key;
 	key->kind = FLOW_FRAGMENTS_EGRESS + direction;
 	if (view->ethertype == ETH_P_IPV6)
 		key->protocol = 0;
 	__builtin_memcpy(&key->remote_port, &view->fragment_id, 4);
+	return key;
 }
 
 /* Asks the rules, and the default if none matches; sets the decision. */
@@ -175,17 +178,16 @@ static __always_inline void filter_rules(const struct policy *policy, __u32 plac
 }
 
 /* Judges a later fragment by its first one, or, if that is not known, by the rules. */
-static __always_inline void filter_later_fragment(const struct view *view,
-						  const struct policy *policy, void *flows,
-						  __u32 place, enum direction direction,
+static __always_inline void filter_later_fragment(struct view *view, const struct policy *policy,
+						  void *flows, __u32 place,
+						  enum direction direction,
 						  struct decision *decision)
 {
-	struct flow_key key;
+	const struct flow_key *key = filter_datagram(view, direction);
 	struct flow *first;
 
-	filter_fragment_key(view, direction, &key);
-	first = bpf_map_lookup_elem(flows, &key);
-	if (!first || !flow_live(&key, first, decision->now)) {
+	first = bpf_map_lookup_elem(flows, key);
+	if (!first || !flow_live(key, first, decision->now)) {
 		filter_rules(policy, place, direction, 0, true, decision);
 		return;
 	}
@@ -202,9 +204,8 @@ static __always_inline void filter_later_fragment(const struct view *view,
  * what nobody lets through is not to fill the table, and the rules, asked without ports, drop what
  * belongs to it.
  */
-static __always_inline void filter_first_fragment(const struct view *view,
-						  const struct policy *policy, void *flows,
-						  enum direction direction,
+static __always_inline void filter_first_fragment(struct view *view, const struct policy *policy,
+						  void *flows, enum direction direction,
 						  const struct decision *decision)
 {
 	struct flow note = {
@@ -213,20 +214,19 @@ static __always_inline void filter_first_fragment(const struct view *view,
 		.rule = decision->matched ? decision->rule + 1 : 0,
 		.flags = decision->audit ? FLOW_AUDIT : 0,
 	};
-	struct flow_key key;
+	const struct flow_key *key = filter_datagram(view, direction);
 
-	filter_fragment_key(view, direction, &key);
 	if (decision->reason == DROP_NONE)
-		bpf_map_update_elem(flows, &key, &note, BPF_ANY);
+		bpf_map_update_elem(flows, key, &note, BPF_ANY);
 	else
-		bpf_map_delete_elem(flows, &key);
+		bpf_map_delete_elem(flows, key);
 }
 
 /*
  * Judges an IP packet by the flow it belongs to, NULL for none, and by the rules; enters in the
  * flows what passes. owned: its local address is known to be the pod's.
  */
-static __always_inline void filter_judge(const struct view *view, const struct policy *policy,
+static __always_inline void filter_judge(struct view *view, const struct policy *policy,
 					 void *flows, struct flow *flow, __u32 place,
 					 enum direction direction, bool owned,
 					 struct decision *decision)
@@ -277,7 +277,7 @@ static __always_inline void filter_judge(const struct view *view, const struct p
 }
 
 /* Decides about a packet of a pod with a policy. */
-static __always_inline void filter_decide(const struct view *view, const struct policy *policy,
+static __always_inline void filter_decide(struct view *view, const struct policy *policy,
 					  void *flows, __u32 place, enum direction direction,
 					  struct decision *decision)
 {
@@ -353,39 +353,53 @@ static __always_inline void filter_tell(const struct view *view, const struct po
 }
 
 /*
- * Judges the packet in the CPU's view, of the pod in slot number with slot_flags, counts what
- * decided and tells of what it drops. Returns VERDICT_PASS or VERDICT_DROP; where the policy or
- * the flows are missing it is VERDICT_DROP. Global, with numbers for arguments: the verifier
+ * Judges the packet in view, counts what decided and tells of what it drops; sizes are those of
+ * the packet. Where the policy or the flows are missing it is VERDICT_DROP.
+ */
+static __always_inline enum verdict filter_run(struct view *view, const struct packet *sizes,
+					       __u32 number, __u32 slot_flags, __u32 ifindex,
+					       enum direction direction)
+{
+	__u32 place = number * POLICY_PLACES + !!(slot_flags & SLOT_POLICY);
+	struct decision *decision = &view->decision;
+	struct policy *policy;
+	__u8 reason;
+	void *flows;
+
+	policy = bpf_map_lookup_elem(&policies, &place);
+	flows = bpf_map_lookup_elem(&pod_flows, &number);
+	if (!policy || policy->generation == 0 || !flows)
+		return VERDICT_DROP;
+	__builtin_memset(decision, 0, sizeof(*decision));
+	decision->now = clock_now();
+	filter_decide(view, policy, flows, place, direction, decision);
+	if (decision->matched)
+		policy_count(policy, place, decision->rule, decision->now, sizes);
+	reason = decision->reason;
+	if (reason != DROP_NONE)
+		stats_count(number, direction, TABLE_DROP, reason - 1, sizes);
+	if (reason != DROP_NONE || decision->audit)
+		filter_tell(view, policy, ifindex, direction, decision);
+	return reason == DROP_NONE ? VERDICT_PASS : VERDICT_DROP;
+}
+
+/*
+ * Judges the packet in the CPU's view, of the pod in slot number with slot_flags, and counts it by
+ * verdict. Returns VERDICT_PASS or VERDICT_DROP. Global, with numbers for arguments: the verifier
  * walks it once, and not for each way that leads to it.
  */
 __attribute__((noinline)) int filter(__u32 number, __u32 slot_flags, __u32 ifindex, __u32 direction)
 {
-	__u32 place = number * POLICY_PLACES + !!(slot_flags & SLOT_POLICY);
-	struct decision *decision;
+	struct view *view = view_scratch();
 	struct packet sizes = {};
-	struct policy *policy;
-	struct view *view;
-	__u8 reason;
-	void *flows;
+	enum verdict verdict;
 
-	view = view_scratch();
-	policy = bpf_map_lookup_elem(&policies, &place);
-	flows = bpf_map_lookup_elem(&pod_flows, &number);
-	if (!view || !policy || policy->generation == 0 || !flows)
+	if (!view)
 		return VERDICT_DROP;
 	direction &= 1;
-	decision = &view->decision;
-	__builtin_memset(decision, 0, sizeof(*decision));
-	decision->now = clock_now();
-	filter_decide(view, policy, flows, place, direction, decision);
 	sizes.len = view->len;
 	sizes.packets = view->packets;
-	if (decision->matched)
-		policy_count(policy, place, decision->rule, decision->now, &sizes);
-	reason = decision->reason;
-	if (reason != DROP_NONE)
-		stats_count(number, direction, TABLE_DROP, reason - 1, &sizes);
-	if (reason != DROP_NONE || decision->audit)
-		filter_tell(view, policy, ifindex, direction, decision);
-	return reason == DROP_NONE ? VERDICT_PASS : VERDICT_DROP;
+	verdict = filter_run(view, &sizes, number, slot_flags, ifindex, direction);
+	stats_count(number, direction, TABLE_VERDICT, verdict, &sizes);
+	return verdict;
 }

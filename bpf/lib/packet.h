@@ -2,6 +2,7 @@
 #pragma once
 
 #include <stdbool.h>
+#include <stddef.h>
 
 #include <linux/bpf.h>
 #include <linux/types.h>
@@ -65,6 +66,9 @@ struct packet {
 	__u32 fragment_id; /* as it stands in the packet, of the last fragment header parsed */
 	__u32 payload_off; /* behind the last header that was parsed */
 };
+
+/* Bytes of struct packet from len on. */
+#define PACKET_REST (sizeof(struct packet) - offsetof(struct packet, len))
 
 /*
  * Returns the header of size bytes at off, or NULL if it cannot be read in place; packet_short()

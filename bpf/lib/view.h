@@ -41,7 +41,8 @@ enum view_flag {
 struct view {
 	struct flow_key key;
 	struct flow_key quote;
-	__u8 claim[16]; /* network byte order, IPv4 as ::ffff:a.b.c.d */
+	struct flow_key datagram; /* of which the packet is a fragment: see filter_datagram() */
+	__u8 claim[16];           /* network byte order, IPv4 as ::ffff:a.b.c.d */
 	__u8 source_mac[6];
 	__u16 ethertype;   /* host byte order */
 	__u32 flags;       /* enum view_flag */
@@ -54,6 +55,7 @@ struct view {
 	__u8 mac_option;   /* neighbour discovery: type of the option that claims a MAC, or 0 */
 	__u8 pad;
 	__u16 options_off; /* neighbour discovery: where its options begin in the frame, or 0 */
+	__u8 parsed[PACKET_REST]; /* the packet that was parsed, without its pointers */
 	struct decision decision; /* the filter's, here for the same reason */
 };
 
@@ -452,7 +454,7 @@ static __always_inline void view_ip(const struct packet *pkt, enum direction dir
 }
 
 /* Fills the CPU's view with a packet that was parsed with result. */
-static __always_inline void view_fill(const struct packet *pkt, enum parse_result result,
+static __always_inline void view_fill(struct packet *pkt, enum parse_result result,
 				      enum direction direction)
 {
 	struct view *view = view_scratch();
@@ -461,13 +463,27 @@ static __always_inline void view_fill(const struct packet *pkt, enum parse_resul
 	if (!view)
 		return;
 	__builtin_memset(view, 0, sizeof(*view));
+	__builtin_memcpy(view->parsed, &pkt->len, sizeof(view->parsed));
+	if (result != PARSE_OK)
+		view->flags |= VIEW_BROKEN;
+	if (pkt->from_host)
+		view->flags |= VIEW_FROM_HOST;
+	/*
+	 * Read back, all that parsing found may be anything to the verifier, and its results are one
+	 * state and not one for each way that led to them: half of all that it walks, on 6.18.
+	 */
+	barrier();
+	__builtin_memcpy(&pkt->len, view->parsed, sizeof(view->parsed));
+	pkt->l3_off &= 0x1f;
+	pkt->l4_off &= 0x1fff;
+	pkt->payload_off &= 0x1fff;
 	view->len = pkt->len;
 	view->packets = pkt->packets;
 	view->ethertype = pkt->ethertype;
-	if (pkt->from_host)
-		view->flags |= VIEW_FROM_HOST;
+	if (view->flags & VIEW_BROKEN)
+		return;
 	eth = packet_header(pkt, 0, sizeof(*eth));
-	if (result != PARSE_OK || !eth) {
+	if (!eth) {
 		view->flags |= VIEW_BROKEN;
 		return;
 	}

@@ -121,12 +121,7 @@ func EchoTCP(ctx context.Context, from Place, server netip.AddrPort, n int) erro
 }
 
 func echoTCP(ctx context.Context, from Place, server netip.AddrPort, n int) error {
-	var conn *net.TCPConn
-	dialer := net.Dialer{Timeout: replyTimeout}
-	err := from.Do(func() (err error) { // DialTCP makes the socket on this thread; Dial may not
-		conn, err = dialer.DialTCP(ctx, "tcp", netip.AddrPort{}, server)
-		return err
-	})
+	conn, err := DialTCP(ctx, from, netip.AddrPort{}, server, replyTimeout)
 	if err != nil {
 		return err
 	}

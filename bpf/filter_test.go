@@ -3,6 +3,7 @@ package bpf_test
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -326,5 +327,25 @@ func TestDropEventsAreLimited(t *testing.T) {
 	windows := int(took>>27) + 2
 	if most := 64 * windows; told == 0 || told > most {
 		t.Errorf("%d of %d drops were told in %v, want at most %d", told, drops, took, most)
+	}
+}
+
+// TestTagsHideNothing: the stack takes any number of priority tags off a frame, whatever is behind them,
+// and the parser two.
+func TestTagsHideNothing(t *testing.T) {
+	f := newFiltered(t, `{"rules":[{"name":"no","action":"deny","direction":"egress"},{"name":"nor","action":"deny","direction":"ingress"}]}`)
+	for tags := range 5 {
+		for _, service := range []bool{false, true} {
+			layers := slices.Repeat([]packets.Layer{packets.VLAN{Service: service}}, tags)
+			f.sends(t, conf.Egress, out(append(layers, packets.IPv4{Src: remote4, Dst: pod4}, packets.UDP{})...), false)
+			f.sends(t, conf.Egress, out(append(layers, out4(), packets.UDP{})...), false)
+			f.sends(t, conf.Ingress, in(append(layers, in4(), packets.UDP{})...), false)
+		}
+	}
+	counted := f.pod.counters(t)
+	for d := range counted {
+		if got := counted[d][bpf.DatapathTableTABLE_DROP][bpf.DatapathDropReasonDROP_MALFORMED-1].Packets; got != uint64(8-4*d) {
+			t.Errorf("%s: %d frames with too many tags are malformed, want %d", conf.Direction(d), got, 8-4*d)
+		}
 	}
 }

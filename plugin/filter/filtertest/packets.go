@@ -7,6 +7,7 @@ import (
 
 	"github.com/xdp-cni/xdp-cni/conf"
 	"github.com/xdp-cni/xdp-cni/plugin/filter/model"
+	"github.com/xdp-cni/xdp-cni/tests/packets"
 )
 
 const (
@@ -57,7 +58,7 @@ func RandomPacket(rng *rand.Rand, f *conf.Filter, d conf.Direction) model.Packet
 		return p
 	case 3:
 		return model.Packet{Source: p.Source, Broken: true,
-			EtherType: pick[uint16](rng, model.EtherTypeIPv4, model.EtherTypeIPv6, model.EtherTypeARP)}
+			EtherType: pick[uint16](rng, model.EtherTypeIPv4, model.EtherTypeIPv6, model.EtherTypeARP, packets.EtherTypeVLAN)}
 	}
 	s := RandomSubject(rng, f)
 	if chance(rng, 8) {

@@ -269,6 +269,12 @@ func (t *Traffic) reply(p model.Packet, d conf.Direction) model.Packet {
 func (t *Traffic) report(p model.Packet, d conf.Direction) model.Packet {
 	r := answer(p, d)
 	r.Protocol = familyICMP(&p)
+	if chance(t.rng, 6) { // to somebody else
+		r.Dst = RandomPacket(t.rng, t.filter, opposite(d)).Dst
+		if r.Dst.Is4() != p.Src.Is4() || !r.Dst.IsValid() {
+			r.Dst = p.Dst
+		}
+	}
 	in := &model.Inner{Src: p.Src, Dst: p.Dst, Protocol: p.Protocol, SrcPort: p.SrcPort, DstPort: p.DstPort}
 	if p.ICMP != nil {
 		in.ICMPType, in.Identifier = p.ICMP.Type, p.ICMP.Identifier

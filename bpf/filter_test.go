@@ -3,6 +3,7 @@ package bpf_test
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -332,5 +333,67 @@ func TestDropEventsAreLimited(t *testing.T) {
 	windows := int(took>>27) + 2
 	if most := 64 * windows; told == 0 || told > most {
 		t.Errorf("%d of %d drops were told in %v, want at most %d", told, drops, took, most)
+	}
+}
+
+// TestTagsHideNothing: the stack takes any number of priority tags off a frame, whatever is behind them,
+// and the parser two.
+func TestTagsHideNothing(t *testing.T) {
+	f := newFiltered(t, `{"rules":[{"name":"no","action":"deny","direction":"egress"},{"name":"nor","action":"deny","direction":"ingress"}]}`)
+	for tags := range 5 {
+		for _, service := range []bool{false, true} {
+			layers := slices.Repeat([]packets.Layer{packets.VLAN{Service: service}}, tags)
+			f.sends(t, conf.Egress, out(append(layers, packets.IPv4{Src: remote4, Dst: pod4}, packets.UDP{})...), false)
+			f.sends(t, conf.Egress, out(append(layers, out4(), packets.UDP{})...), false)
+			f.sends(t, conf.Ingress, in(append(layers, in4(), packets.UDP{})...), false)
+		}
+	}
+	counted := f.pod.counters(t)
+	for d := range counted {
+		if got := counted[d][bpf.DatapathTableTABLE_DROP][bpf.DatapathDropReasonDROP_MALFORMED-1].Packets; got != uint64(8-4*d) {
+			t.Errorf("%s: %d frames with too many tags are malformed, want %d", conf.Direction(d), got, 8-4*d)
+		}
+	}
+}
+
+// TestErrorsGoToWhoeverIsQuoted: an ICMP error about a flow passes to the sender of what it quotes, and not
+// to others, or a pod could send anything to anybody.
+func TestErrorsGoToWhoeverIsQuoted(t *testing.T) {
+	f := newFiltered(t, `{"antiSpoof":false,"default":{"egress":"deny","ingress":"deny"},"rules":[
+		{"name":"dns","direction":"egress","action":"allow","to":["10.9.0.1","fd09::1"],"protocol":"udp","ports":["53"]}]}`)
+	asked, answered := packets.UDP{Ports: &packets.Ports{Src: 9, Dst: 53}}, packets.UDP{Ports: &packets.Ports{Src: 53, Dst: 9}}
+	f.sends(t, conf.Egress, out(out4(), asked), true)
+	f.sends(t, conf.Egress, out(packets.IPv6{Src: pod6, Dst: remote6}, asked), true)
+	other4, other6 := netip.MustParseAddr("10.9.0.2"), netip.MustParseAddr("fd09::2")
+	unreachable4 := func(quoted ...packets.Layer) []packets.Layer {
+		return []packets.Layer{packets.ICMP{Type: new(uint8(3)), Code: 3}, packets.Payload(packets.Frame(quoted...))}
+	}
+	unreachable6 := func(quoted ...packets.Layer) []packets.Layer {
+		return []packets.Layer{packets.ICMPv6{Type: new(uint8(1)), Code: 4}, packets.Payload(packets.Frame(quoted...))}
+	}
+	for _, test := range []struct {
+		name      string
+		direction conf.Direction
+		ip        packets.Layer
+		quoting   []packets.Layer
+		want      bool
+	}{
+		{"from the pod", conf.Egress, out4(), unreachable4(in4(), answered), true},
+		{"from the pod to another", conf.Egress, packets.IPv4{Src: pod4, Dst: other4}, unreachable4(in4(), answered), false},
+		{"from the pod, IPv6", conf.Egress, packets.IPv6{Src: pod6, Dst: remote6}, unreachable6(packets.IPv6{Src: remote6, Dst: pod6}, answered), true},
+		{"from the pod to another, IPv6", conf.Egress, packets.IPv6{Src: pod6, Dst: other6}, unreachable6(packets.IPv6{Src: remote6, Dst: pod6}, answered), false},
+		{"for the pod", conf.Ingress, packets.IPv4{Src: other4, Dst: pod4}, unreachable4(out4(), asked), true},
+		{"for another", conf.Ingress, packets.IPv4{Src: remote4, Dst: other4}, unreachable4(out4(), asked), false},
+		{"for the pod, IPv6", conf.Ingress, packets.IPv6{Src: other6, Dst: pod6}, unreachable6(packets.IPv6{Src: pod6, Dst: remote6}, asked), true},
+		{"for another, IPv6", conf.Ingress, packets.IPv6{Src: remote6, Dst: other6}, unreachable6(packets.IPv6{Src: pod6, Dst: remote6}, asked), false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			layers := append([]packets.Layer{test.ip}, test.quoting...)
+			if test.direction == conf.Egress {
+				f.sends(t, conf.Egress, out(layers...), test.want)
+			} else {
+				f.sends(t, conf.Ingress, in(layers...), test.want)
+			}
+		})
 	}
 }

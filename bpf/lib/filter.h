@@ -9,6 +9,7 @@
 
 #include "clock.h"
 #include "drop.h"
+#include "ethernet.h"
 #include "flow.h"
 #include "policy.h"
 #include "pod.h"
@@ -285,7 +286,8 @@ static __always_inline void filter_decide(struct view *view, const struct policy
 	struct flow *flow = NULL;
 	bool owned = false;
 
-	if (view->flags & VIEW_BROKEN) {
+	/* more tags than the parser looks through, of which the stack may take off any number */
+	if ((view->flags & VIEW_BROKEN) || ethernet_is_tag(view->ethertype)) {
 		decision->reason = DROP_MALFORMED;
 		return;
 	}

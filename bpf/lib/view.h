@@ -341,9 +341,20 @@ static __always_inline void view_nd_options(const struct packet *pkt, struct vie
 		view->flags |= VIEW_BROKEN;
 }
 
+/* Returns 0 if two addresses of a flow's key are the same. */
+static __always_inline __u8 view_address_differs(const __u8 *a, const __u8 *b)
+{
+	__u8 difference = 0;
+
+	for (int i = 0; i < 16; i++)
+		difference |= a[i] ^ b[i];
+	return difference;
+}
+
 /*
  * Reads the flow that an ICMP error is about from the packet that it quotes: what the pod gets
- * quotes what it sent, and the other way round.
+ * quotes what it sent, and the other way round. It goes to whoever sent that (RFC 792; RFC 4443,
+ * 2.2): one for anybody else is about nothing.
  */
 static __always_inline void view_quote(const struct packet *pkt, enum direction direction,
 				       struct view *view)
@@ -371,6 +382,9 @@ static __always_inline void view_quote(const struct packet *pkt, enum direction 
 			return;
 		off += sizeof(*ip6);
 	}
+	if (view_address_differs(by_pod ? view->key.local : view->key.remote,
+				 by_pod ? view->quote.local : view->quote.remote))
+		return;
 	off = verifier_forget(pkt, off, 0x1fff);
 	/* RFC 792: as many bytes of what is behind the header are quoted at least */
 	if (off + 8 > pkt->l3_end || !packet_header(pkt, off, 8))

@@ -205,6 +205,8 @@ func brokenFrame(rng *rand.Rand, outer []packets.Layer, etherType uint16) []byte
 	own4, own6 := packets.IPv4{Src: local4, Dst: bases[0]}, packets.IPv6{Src: local6, Dst: bases[6]}
 	udpHeader, tcpHeader := packets.UDP{}, packets.TCP{}
 	switch etherType {
+	case packets.EtherTypeVLAN: // too many tags
+		return packets.Frame(outer[0], packets.VLAN{Service: chance(rng, 2)}, packets.VLAN{}, packets.VLAN{}, own4, udpHeader)
 	case model.EtherTypeARP:
 		return cut(build(packets.ARP{}))
 	case model.EtherTypeIPv4:

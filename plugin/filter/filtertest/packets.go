@@ -7,6 +7,7 @@ import (
 
 	"github.com/xdp-cni/xdp-cni/conf"
 	"github.com/xdp-cni/xdp-cni/plugin/filter/model"
+	"github.com/xdp-cni/xdp-cni/tests/packets"
 )
 
 const (
@@ -57,7 +58,7 @@ func RandomPacket(rng *rand.Rand, f *conf.Filter, d conf.Direction) model.Packet
 		return p
 	case 3:
 		return model.Packet{Source: p.Source, Broken: true,
-			EtherType: pick[uint16](rng, model.EtherTypeIPv4, model.EtherTypeIPv6, model.EtherTypeARP)}
+			EtherType: pick[uint16](rng, model.EtherTypeIPv4, model.EtherTypeIPv6, model.EtherTypeARP, packets.EtherTypeVLAN)}
 	}
 	s := RandomSubject(rng, f)
 	if chance(rng, 8) {
@@ -270,6 +271,12 @@ func (t *Traffic) reply(p model.Packet, d conf.Direction) model.Packet {
 func (t *Traffic) report(p model.Packet, d conf.Direction) model.Packet {
 	r := answer(p, d)
 	r.Protocol = familyICMP(&p)
+	if chance(t.rng, 6) { // to somebody else
+		r.Dst = RandomPacket(t.rng, t.filter, opposite(d)).Dst
+		if r.Dst.Is4() != p.Src.Is4() || !r.Dst.IsValid() {
+			r.Dst = p.Dst
+		}
+	}
 	in := &model.Inner{Src: p.Src, Dst: p.Dst, Protocol: p.Protocol, SrcPort: p.SrcPort, DstPort: p.DstPort}
 	if p.ICMP != nil {
 		in.ICMPType, in.Identifier = p.ICMP.Type, p.ICMP.Identifier

@@ -24,6 +24,8 @@ func Parse(frame []byte, d conf.Direction) model.Packet {
 		}
 	}
 	switch p.EtherType {
+	case 0x8100, 0x88a8:
+		r.broken = true
 	case model.EtherTypeARP:
 		parseARP(r, &p)
 	case model.EtherTypeIPv4:

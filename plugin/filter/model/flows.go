@@ -82,12 +82,16 @@ func (m *Model) live(k flowKey, now time.Duration) *flow {
 	return f
 }
 
-// related says whether p is an ICMP error about a live flow. The quoted packet went the other way.
+// related says whether p is an ICMP error about a live flow. The quoted packet went the other way, and p
+// goes to whoever sent it.
 func (m *Model) related(p *Packet, d conf.Direction, now time.Duration) bool {
 	if p.ICMP == nil || !isRelated(p.Protocol, p.ICMP.Type) || p.ICMP.Inner == nil {
 		return false
 	}
 	inner := *p.ICMP.Inner
+	if inner.Src.Unmap() != p.Dst.Unmap() {
+		return false
+	}
 	family := uint8(protocolICMP)
 	if p.EtherType == EtherTypeIPv6 {
 		family = protocolICMPv6

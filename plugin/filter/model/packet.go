@@ -31,8 +31,8 @@ const (
 // Packet is what a parser sees of a packet.
 type Packet struct {
 	// Broken is set for a packet with a header, or a length that one states, that reaches past what
-	// holds it, or with fields that contradict each other. Nothing else is known of it. It is broken
-	// also if it is a router solicitation, or a solicitation or advertisement of a neighbour, with
+	// holds it, with fields that contradict each other, or with more than two VLAN tags. Nothing else
+	// is known of it. It is broken also if it is a router solicitation, or a solicitation or advertisement of a neighbour, with
 	// more than 8 options or some that cannot be walked, of length 0 or past its end (RFC 4861, 4.6),
 	// or with a link-layer address of another length than Ethernet's.
 	Broken bool

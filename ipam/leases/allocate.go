@@ -23,7 +23,11 @@ type Allocation struct {
 // else what it has already, else the next that is free, round robin. Addresses that it has beside
 // these are freed. If it fails, the owner has no address that it had not before.
 //
-// Errors are ErrExhausted, ErrTaken, ErrReserved, ErrFull and ErrRemoved, in host-local's words.
+// An attachment that is alive keeps what it has: main plugins that ask for addresses before they
+// find its interface (ptp) free them when they fail, had they been given any.
+//
+// Errors are ErrExhausted, ErrTaken, ErrReserved, ErrFull, ErrAlive and ErrRemoved, in host-local's
+// words.
 func (s *Store) Allocate(owner Owner, sets []addrs.Set, requested []netip.Addr) (_ []Allocation, err error) {
 	who, err := owner.encode()
 	if err != nil {
@@ -38,6 +42,9 @@ func (s *Store) Allocate(owner Owner, sets []addrs.Set, requested []netip.Addr) 
 	}
 	held, err := s.held(owner)
 	if err != nil {
+		return nil, err
+	}
+	if err := s.checkNotAlive(owner, held); err != nil {
 		return nil, err
 	}
 	result, stale := keep(sets, want, held)
@@ -76,6 +83,23 @@ func (s *Store) Allocate(owner Owner, sets []addrs.Set, requested []netip.Addr) 
 		}
 	}
 	return result, s.stillThere()
+}
+
+// checkNotAlive returns ErrAlive if an interface of the owner has an address that is leased to it.
+func (s *Store) checkNotAlive(owner Owner, held []netip.Addr) error {
+	if len(held) == 0 || s.Configured == nil {
+		return nil
+	}
+	has, err := s.Configured()
+	if err != nil {
+		return fmt.Errorf("finding out whether container %s has its addresses already: %w", owner.ContainerID, err)
+	}
+	for _, a := range held {
+		if has[a] {
+			return fmt.Errorf("%s has been allocated to %s, whose interface has it: %w", a, owner.ContainerID, ErrAlive)
+		}
+	}
+	return nil
 }
 
 // assign finds the set that each requested address is of, one for each set.

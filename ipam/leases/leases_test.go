@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -216,17 +217,23 @@ func TestExisting(t *testing.T) {
 	})
 }
 
-// TestRemovedMeanwhile: who holds the lock of a directory that somebody removes hands out nothing.
+// TestRemovedMeanwhile: who works on pins that somebody removes, with their directory or without,
+// hands out nothing.
 func TestRemovedMeanwhile(t *testing.T) {
 	o := newOptions(t)
 	sets := []addrs.Set{set("10.9.0.0/24")}
-	with(t, o, func(s *Store) {
-		if err := os.RemoveAll(o.Root.Leases(o.Network)); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := s.Allocate(owned("a"), sets, nil); !errors.Is(err, ErrRemoved) {
-			t.Errorf("allocated from what is gone: %v", err)
-		}
-	})
-	mustAllocate(t, o, "b", sets)
+	dir := o.Root.Leases(o.Network)
+	for _, gone := range [][]string{{dir}, {filepath.Join(dir, pinLeases)}, {filepath.Join(dir, pinLeases), filepath.Join(dir, pinOwners)}} {
+		with(t, o, func(s *Store) {
+			for _, path := range gone {
+				if err := os.RemoveAll(path); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if list, err := s.Allocate(owned("a"), sets, nil); !errors.Is(err, ErrRemoved) {
+				t.Errorf("allocated %v from what is gone: %v", list, err)
+			}
+		})
+		mustAllocate(t, o, "b", sets)
+	}
 }

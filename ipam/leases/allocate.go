@@ -58,7 +58,11 @@ func (s *Store) Allocate(owner Owner, sets []addrs.Set, requested []netip.Addr) 
 		if err == nil {
 			return
 		}
-		err = errors.Join(err, s.free(owner, fresh), s.hold(who, kept))
+		if freeErr := s.free(owner, fresh); freeErr != nil {
+			err = errors.Join(err, freeErr) // and the index goes on naming them
+		} else {
+			err = errors.Join(err, s.hold(who, kept))
+		}
 		if s.state != before {
 			// what was given out last stays noted: it is not to come again at once
 			err = errors.Join(err, s.writeState())

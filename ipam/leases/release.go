@@ -73,8 +73,8 @@ func (s *Store) hold(who owner, list []netip.Addr) error {
 	return s.put(&s.owners, &who, h, ebpf.UpdateAny)
 }
 
-// Release frees what is leased to an attachment and returns it. Where the index knows of nothing
-// all leases are looked through.
+// Release frees what is leased to an attachment and returns it. All leases are looked through only
+// while the index may not know of some: a process that was killed in a survey has left it behind.
 func (s *Store) Release(o Owner) ([]netip.Addr, error) {
 	who, err := o.encode()
 	if err != nil {
@@ -84,7 +84,7 @@ func (s *Store) Release(o Owner) ([]netip.Addr, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(list) == 0 {
+	if len(list) == 0 && s.state.Surveyed == 0 {
 		err := each(s.leases.Map, func(k key, l lease) error {
 			if l.Owner == who {
 				list = append(list, k.addr())
@@ -180,13 +180,7 @@ func (s *Store) Collect(valid *[]Owner) ([]Lease, error) {
 // FreeUnknown frees leases of unknown owner whose address no interface has: of these addresses,
 // or if it is nil of all. It returns what it freed.
 func (s *Store) FreeUnknown(list []netip.Addr) ([]Lease, error) {
-	var unknown []Lease
-	err := each(s.leases.Map, func(k key, l lease) error {
-		if l.Owner == (owner{}) && (list == nil || slices.Contains(list, k.addr())) {
-			unknown = append(unknown, l.lease(k.addr()))
-		}
-		return nil
-	})
+	unknown, err := s.unknown(list)
 	if err != nil || len(unknown) == 0 || s.Survey == nil {
 		return nil, err
 	}
@@ -206,6 +200,31 @@ func (s *Store) FreeUnknown(list []netip.Addr) ([]Lease, error) {
 		freed = append(freed, l)
 	}
 	return freed, nil
+}
+
+// unknown lists the leases of unknown owner: of these addresses, or if it is nil of all.
+func (s *Store) unknown(list []netip.Addr) ([]Lease, error) {
+	var unknown []Lease
+	if list == nil {
+		err := each(s.leases.Map, func(k key, l lease) error {
+			if l.Owner == (owner{}) {
+				unknown = append(unknown, l.lease(k.addr()))
+			}
+			return nil
+		})
+		return unknown, err
+	}
+	for _, a := range list {
+		l, err := s.lookup(a)
+		switch {
+		case errors.Is(err, ErrNotLeased):
+		case err != nil:
+			return nil, err
+		case !l.Owner.Known():
+			unknown = append(unknown, l)
+		}
+	}
+	return unknown, nil
 }
 
 // Import makes leases that another plugin noted, beside those there are, and returns those that

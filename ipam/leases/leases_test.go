@@ -237,3 +237,32 @@ func TestRemovedMeanwhile(t *testing.T) {
 		mustAllocate(t, o, "b", sets)
 	}
 }
+
+// TestNotLeased: of an attachment's addresses those are named that are another's, or nobody's.
+func TestNotLeased(t *testing.T) {
+	o := newOptions(t)
+	sets := []addrs.Set{set("10.9.0.0/24"), set("fd09::/64")}
+	o.Survey = func() (Survey, error) {
+		return Survey{InUse: map[netip.Addr]bool{addr("10.9.0.2"): true}}, nil
+	}
+	mustAllocate(t, o, "a", sets) // 10.9.0.3, fd09::2
+	mustAllocate(t, o, "b", sets) // 10.9.0.4, fd09::3
+	v, err := NewView(o.Root, o.Network)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	for _, test := range []struct {
+		has  []netip.Addr
+		want []Conflict
+	}{
+		{[]netip.Addr{addr("10.9.0.3"), addr("fd09::2")}, nil},
+		{[]netip.Addr{addr("10.9.0.2")}, nil}, // may be its
+		{[]netip.Addr{addr("10.8.0.2")}, nil}, // another plugin's
+		{[]netip.Addr{addr("10.9.0.3"), addr("fd09::3"), addr("10.9.0.9")}, []Conflict{{o.Network, addr("fd09::3"), owned("b")}, {o.Network, addr("10.9.0.9"), Owner{}}}},
+	} {
+		if got, err := v.NotLeased(owned("a"), test.has); err != nil || !slices.Equal(got, test.want) {
+			t.Errorf("of %v: %v, %v, want %v", test.has, got, err, test.want)
+		}
+	}
+}

@@ -1,13 +1,16 @@
 package leases
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/containernetworking/cni/pkg/types"
 )
 
 // Held returns the addresses that are leased to an attachment, by the owners' index.
@@ -120,6 +123,28 @@ func (s *Store) ReleaseAddress(a netip.Addr) (Lease, error) {
 		return l, err
 	}
 	return l, s.hold(who, rest)
+}
+
+// Collect does what CNI's GC asks for with the leases of a network: it frees those of all attachments
+// that are not valid, and returns what it freed. valid is nil, not empty, where the runtime gave no
+// list of them. A network without leases is no error.
+func Collect(ctx context.Context, o Options, valid *[]types.GCAttachment) ([]Lease, error) {
+	s, err := OpenExisting(ctx, o)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	if valid == nil {
+		return s.Collect(nil)
+	}
+	owners := []Owner{}
+	for _, a := range *valid {
+		owners = append(owners, Owner{ContainerID: a.ContainerID, IfName: a.IfName})
+	}
+	return s.Collect(&owners)
 }
 
 // Collect frees the leases of all attachments but the valid ones, and those of unknown owner whose

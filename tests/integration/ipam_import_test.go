@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/xdp-cni/xdp-cni/tests"
 )
 
@@ -86,8 +88,44 @@ func TestImport(t *testing.T) {
 	if all := leasesOf(t, n, "net"); len(all) != 2 {
 		t.Errorf("leases: %v", all)
 	}
-	// the attachment has an address now that is not leased to it
+	// the attachment has an address now that is not leased to it: whatever of the chain is asked tells
+	raw, err := json.Marshal(young.Result)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var prev map[string]any
+	if err := json.Unmarshal(raw, &prev); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := n.RunPlugin(t.Context(), "CHECK", young, pluginConf(n, "1.0.0", prev)); err == nil {
+		t.Error("CHECK of the chained plugin succeeded")
+	} else if e := outputError(t, out); e.Code != 106 || !strings.Contains(e.Msg, young.IPv4().String()+", which the attachment has, is leased to nobody") {
+		t.Errorf("CHECK: %v", e)
+	}
 	if out, err := n.RunXdpctl(t.Context(), "doctor"); err == nil || !strings.Contains(string(out.Stdout), young.IPv4().String()) {
 		t.Errorf("doctor says nothing of it: %s", out.Stdout)
+	}
+
+	// an attachment whose interface is there holds its address, were it not configured at this moment
+	if err := old.Do(func() error {
+		eth, err := netlink.LinkByName(old.IfName)
+		if err != nil {
+			return err
+		}
+		return netlink.AddrDel(eth, &netlink.Addr{IPNet: &old.Result.IPs[0].Address})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := n.RunXdpctl(t.Context(), "ipam", "release", "net", old.IPv4().String()); err == nil || !strings.Contains(string(out.Stderr), old.ContainerID[:8]) {
+		t.Errorf("released the address of a living attachment: %s", out.Stderr)
+	}
+	// one whose interface is gone does not
+	if err := old.Close(); err != nil {
+		t.Fatal(err)
+	}
+	waitGone(t, n, old)
+	xdpctl("release", "net", old.IPv4().String())
+	if all := leasesOf(t, n, "net"); len(all) != 1 {
+		t.Errorf("leases: %v", all)
 	}
 }

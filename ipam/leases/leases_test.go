@@ -168,6 +168,44 @@ func TestGrows(t *testing.T) {
 	mustAllocate(t, o, "more", sets)
 }
 
+// TestGrowsUnderOthers: who has a map open that another process has replaced by a larger one changes
+// nothing in the old one, were there room in it: what is taken there nobody would know of.
+func TestGrowsUnderOthers(t *testing.T) {
+	o := newOptions(t)
+	o.Entries = 4
+	sets := []addrs.Set{set("10.9.0.0/24")}
+	var stores [2]*Store
+	for i := range stores {
+		s, err := Open(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.lock.Unlock()
+		defer s.Close()
+		stores[i] = s
+	}
+	first, second := stores[0], stores[1]
+	for i := range 5 {
+		who, _ := owned(fmt.Sprint(i)).encode()
+		if _, err := first.take(who, 0, sets[0], netip.Addr{}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if freed, err := second.Release(owned("0")); err != nil || len(freed) != 1 {
+		t.Fatalf("released %v, %v", freed, err)
+	}
+	want := addr("10.9.0.77")
+	for i, s := range []*Store{second, first} {
+		who, _ := owned(fmt.Sprint("late", i)).encode()
+		if _, err := s.take(who, 0, sets[0], want, nil); (i == 0) != (err == nil) || i > 0 && !errors.Is(err, ErrTaken) {
+			t.Errorf("%s for %d: %v", want, i, err)
+		}
+	}
+	if all := leasesOf(t, o); len(all) != 5 || all[want] != owned("late0") {
+		t.Errorf("leases: %v", all)
+	}
+}
+
 func TestCollect(t *testing.T) {
 	o := newOptions(t)
 	sets := []addrs.Set{set("10.9.0.0/24"), set("fd09::/64")}

@@ -94,7 +94,7 @@ func (r *result) write(out io.Writer) error {
 			ours, theirs := r.at[key{w.name, command, true}], r.at[key{w.name, command, false}]
 			flat, faster := ours.over(first).median(), theirs.over(ours).median()
 			want, met := "", ""
-			if least, ok := expected[w.held]; ok && command != "VERSION" && !r.parallel {
+			if least, ok := expected[w.held]; ok && (command == "ADD" || command == "DEL") && !r.parallel {
 				want, met = fmt.Sprintf(">= %.0fx", least), yesNo(faster >= least)
 			}
 			if w.held == 50_000 && command != "VERSION" {

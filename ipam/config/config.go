@@ -18,6 +18,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
 
+	"github.com/xdp-cni/xdp-cni/conf"
 	"github.com/xdp-cni/xdp-cni/ipam/addrs"
 )
 
@@ -26,10 +27,6 @@ const (
 	MaxSets   = 16
 	MaxRanges = 64 // in all sets
 )
-
-// DefaultBPFFS is the same as the chained plugin's, whose configuration is none of this package's:
-// what it imports would add to the start of every process.
-const DefaultBPFFS = "/sys/fs/bpf/xdp-cni"
 
 // Config is the configuration of one network.
 type Config struct {
@@ -99,7 +96,7 @@ func Parse(stdin []byte, cniArgs string) (*Config, error) {
 		return nil, invalid(fmt.Errorf("ipam: %w", err))
 	}
 	c := &Config{
-		Name: n.Name, CNIVersion: n.CNIVersion, BPFFS: DefaultBPFFS, Routes: own.Routes,
+		Name: n.Name, CNIVersion: n.CNIVersion, BPFFS: conf.DefaultBPFFS, Routes: own.Routes,
 		ResolvConf: own.ResolvConf, DataDir: own.DataDir, PrevResult: n.PrevResult,
 	}
 	if own.BPFFS != nil {
@@ -134,7 +131,7 @@ func ParseLenient(stdin []byte) (*Config, error) {
 	if err := json.Unmarshal(stdin, &n); err != nil {
 		return nil, types.NewError(types.ErrDecodingFailure, "reading the network configuration", err.Error())
 	}
-	c := &Config{Name: n.Name, CNIVersion: n.CNIVersion, BPFFS: DefaultBPFFS, PrevResult: n.PrevResult}
+	c := &Config{Name: n.Name, CNIVersion: n.CNIVersion, BPFFS: conf.DefaultBPFFS, PrevResult: n.PrevResult}
 	var own struct {
 		BPFFS json.RawMessage `json:"bpffs"`
 	}

@@ -158,7 +158,7 @@ func TestBPFFS(t *testing.T) {
 		ipam, want string
 		ok         bool
 	}{
-		{`{"subnet": "10.1.1.0/24"}`, conf.DefaultBPFFS, true}, // the chained plugin's
+		{`{"subnet": "10.1.1.0/24"}`, conf.DefaultBPFFS, true},
 		{`{"subnet": "10.1.1.0/24", "bpffs": "/mnt/bpf/x"}`, "/mnt/bpf/x", true},
 		{`{"subnet": "10.1.1.0/24", "bpffs": "x"}`, conf.DefaultBPFFS, false},
 		{`{"subnet": "10.1.1.0/24", "bpffs": "/a/../b"}`, conf.DefaultBPFFS, false},

@@ -8,10 +8,9 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/cilium/ebpf"
 
 	"github.com/xdp-cni/xdp-cni/ipam/addrs"
-	"github.com/xdp-cni/xdp-cni/ipam/bpfmap"
 )
 
 // Allocation is an address that was handed out, and the range that it is of.
@@ -243,11 +242,11 @@ func (s *Store) tryTake(who owner, a netip.Addr, has []netip.Addr) (bool, error)
 	if err != nil {
 		return false, err
 	}
-	if err := put(s, &s.owners, who, h, unix.BPF_ANY); err != nil {
+	if err := s.put(&s.owners, &who, h, ebpf.UpdateAny); err != nil {
 		return false, err
 	}
-	err = put(s, &s.leases, keyOf(a), &lease{Time: uint64(now.UnixNano()), Owner: who}, unix.BPF_NOEXIST)
-	exists := errors.Is(err, bpfmap.ErrKeyExist)
+	err = s.put(&s.leases, keyOf(a), &lease{Time: uint64(now.UnixNano()), Owner: who}, ebpf.UpdateNoExist)
+	exists := errors.Is(err, ebpf.ErrKeyExist)
 	if err != nil && !exists {
 		return false, err
 	}
@@ -256,7 +255,7 @@ func (s *Store) tryTake(who owner, a netip.Addr, has []netip.Addr) (bool, error)
 
 func (s *Store) block(base key) (*addrs.Block, error) {
 	var b addrs.Block
-	if err := bpfmap.Lookup(s.taken.Map, &base, &b); err != nil && !errors.Is(err, bpfmap.ErrKeyNotExist) {
+	if err := s.taken.Lookup(base, &b); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return nil, fmt.Errorf("reading the map %s of network %s: %w", pinTaken, s.Network, err)
 	}
 	return &b, nil
@@ -275,7 +274,7 @@ func (s *Store) mark(a netip.Addr, taken bool) error {
 		b.Clear(bit)
 	}
 	if b.Empty() {
-		return remove(s, &s.taken, key(base))
+		return s.remove(&s.taken, key(base))
 	}
-	return put(s, &s.taken, key(base), b, unix.BPF_ANY)
+	return s.put(&s.taken, key(base), b, ebpf.UpdateAny)
 }

@@ -170,7 +170,7 @@ func checkLeases(t *testing.T, what string, o Options, has map[string][]netip.Ad
 		t.Errorf("%s: leases %v, want those of %v and 10.9.0.3", what, all, has)
 	}
 	with(t, o, func(s *Store) {
-		err := each(s.owners.Map, func(who *owner, h *holding) error {
+		err := each(s.owners.Map, func(who owner, h holding) error {
 			if list := has[who.decode().ContainerID]; len(list) != int(h.Count) {
 				t.Errorf("%s: the index says that %s has %v, want %v", what, who.decode().ContainerID, h.list(), list)
 			}

@@ -25,8 +25,9 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/xdp-cni/xdp-cni/internal/pins"
-	"github.com/xdp-cni/xdp-cni/ipam/bpfmap"
 )
 
 // DefaultLockTimeout is how long an operation waits for others. Each holds the lock for less than
@@ -92,7 +93,7 @@ type Store struct {
 	dir                   string
 	lock                  *pins.Lock
 	leases, owners, taken table
-	stateMap              *bpfmap.Map
+	stateMap              *ebpf.Map
 	state                 state
 	entries               uint32 // that new maps are made for
 }
@@ -164,7 +165,7 @@ func (s *Store) makeDir(ctx context.Context) error {
 
 // Close releases the lock and the maps. What was done is there to stay.
 func (s *Store) Close() {
-	for _, m := range []*bpfmap.Map{s.leases.Map, s.owners.Map, s.taken.Map, s.stateMap} {
+	for _, m := range []*ebpf.Map{s.leases.Map, s.owners.Map, s.taken.Map, s.stateMap} {
 		_ = m.Close() // nil is none
 	}
 	s.lock.Unlock()

@@ -9,10 +9,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/containernetworking/cni/pkg/types"
-	"golang.org/x/sys/unix"
-
-	"github.com/xdp-cni/xdp-cni/ipam/bpfmap"
 )
 
 // Held returns the addresses that are leased to an attachment, by the owners' index.
@@ -20,14 +18,14 @@ func (s *Store) Held(o Owner) ([]netip.Addr, error) { return s.held(o) }
 
 func (s *Store) held(o Owner) ([]netip.Addr, error) { return held(s.owners.Map, s.leases.Map, o) }
 
-func held(owners, leases *bpfmap.Map, o Owner) ([]netip.Addr, error) {
+func held(owners, leases *ebpf.Map, o Owner) ([]netip.Addr, error) {
 	who, err := o.encode()
 	if err != nil {
 		return nil, err
 	}
 	var h holding
-	err = bpfmap.Lookup(owners, &who, &h)
-	if errors.Is(err, bpfmap.ErrKeyNotExist) {
+	err = owners.Lookup(&who, &h)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		return nil, nil
 	}
 	if err != nil {
@@ -59,7 +57,7 @@ func (s *Store) free(o Owner, list []netip.Addr) error {
 		if err := s.mark(a, false); err != nil {
 			return err
 		}
-		if err := remove(s, &s.leases, keyOf(a)); err != nil {
+		if err := s.remove(&s.leases, keyOf(a)); err != nil {
 			return err
 		}
 	}
@@ -69,13 +67,13 @@ func (s *Store) free(o Owner, list []netip.Addr) error {
 // hold notes in the index what the owner has.
 func (s *Store) hold(who owner, list []netip.Addr) error {
 	if len(list) == 0 {
-		return remove(s, &s.owners, who)
+		return s.remove(&s.owners, &who)
 	}
 	h, err := holdingOf(list, time.Now())
 	if err != nil {
 		return err
 	}
-	return put(s, &s.owners, who, h, unix.BPF_ANY)
+	return s.put(&s.owners, &who, h, ebpf.UpdateAny)
 }
 
 // Release frees what is leased to an attachment and returns it. All leases are looked through only
@@ -90,7 +88,7 @@ func (s *Store) Release(o Owner) ([]netip.Addr, error) {
 		return nil, err
 	}
 	if len(list) == 0 && s.state.Surveyed == 0 {
-		err := each(s.leases.Map, func(k *key, l *lease) error {
+		err := each(s.leases.Map, func(k key, l lease) error {
 			if l.Owner == who {
 				list = append(list, k.addr())
 			}
@@ -162,7 +160,7 @@ func (s *Store) Collect(valid *[]Owner) ([]Lease, error) {
 		for _, o := range *valid {
 			lives[o] = true
 		}
-		err := each(s.leases.Map, func(k *key, l *lease) error {
+		err := each(s.leases.Map, func(k key, l lease) error {
 			if o := l.Owner.decode(); o.Known() && !lives[o] {
 				stale = append(stale, l.lease(k.addr()))
 			}
@@ -171,9 +169,9 @@ func (s *Store) Collect(valid *[]Owner) ([]Lease, error) {
 		if err != nil {
 			return nil, err
 		}
-		err = each(s.owners.Map, func(o *owner, _ *holding) error {
+		err = each(s.owners.Map, func(o owner, _ holding) error {
 			if !lives[o.decode()] {
-				over = append(over, *o)
+				over = append(over, o)
 			}
 			return nil
 		})
@@ -233,7 +231,7 @@ func (s *Store) FreeUnknown(list []netip.Addr) ([]Lease, error) {
 func (s *Store) unknown(list []netip.Addr) ([]Lease, error) {
 	var unknown []Lease
 	if list == nil {
-		err := each(s.leases.Map, func(k *key, l *lease) error {
+		err := each(s.leases.Map, func(k key, l lease) error {
 			if l.Owner == (owner{}) {
 				unknown = append(unknown, l.lease(k.addr()))
 			}

@@ -1,6 +1,7 @@
 package leases
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -8,11 +9,12 @@ import (
 	"slices"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/cilium/ebpf"
 
 	"github.com/xdp-cni/xdp-cni/ipam/addrs"
-	"github.com/xdp-cni/xdp-cni/ipam/bpfmap"
 )
+
+func binarySize(v any) int { return binary.Size(v) }
 
 // openMaps opens the maps and makes anew what is missing. Leases that are missing are made of the
 // owners' index, which has all of them, and are surveyed again before an address is handed out.
@@ -45,7 +47,7 @@ func (s *Store) openMaps() error {
 func (s *Store) openState() error {
 	var err error
 	if s.stateMap, err = s.load(pinState); err == nil {
-		if err := lookupState(s.stateMap, &s.state); err != nil {
+		if err := s.stateMap.Lookup(uint32(0), &s.state); err != nil {
 			return fmt.Errorf("reading %s: %w", s.pin(pinState), err)
 		}
 		if s.state.Version != layoutVersion {
@@ -69,11 +71,9 @@ func (s *Store) openState() error {
 	return s.publish(s.stateMap, pinState)
 }
 
-func lookupState(m *bpfmap.Map, to *state) error { return bpfmap.Lookup(m, new(uint32), to) }
-
 func (s *Store) writeState() error {
 	s.step("change " + pinState)
-	if err := bpfmap.Update(s.stateMap, new(uint32), &s.state, unix.BPF_ANY); err != nil {
+	if err := s.stateMap.Put(uint32(0), &s.state); err != nil {
 		return fmt.Errorf("changing the state of network %s: %w", s.Network, err)
 	}
 	return nil
@@ -98,9 +98,9 @@ func (s *Store) makeLeases() error {
 	}
 	defer owners.Close()
 	all := map[key]lease{}
-	err = each(owners, func(o *owner, h *holding) error {
+	err = each(owners, func(o owner, h holding) error {
 		for _, a := range h.list() {
-			l := lease{Time: h.Time, Owner: *o}
+			l := lease{Time: h.Time, Owner: o}
 			if _, conflict := all[keyOf(a)]; conflict {
 				l.Owner = owner{} // one of them only meant to take it: neither may free it
 			}
@@ -119,7 +119,7 @@ func (s *Store) makeLeases() error {
 		}
 	}
 	for k, l := range all {
-		if err := retried(func() error { return bpfmap.Update(s.leases.Map, &k, &l, unix.BPF_ANY) }); err != nil {
+		if err := retried(func() error { return s.leases.Put(k, &l) }); err != nil {
 			return fmt.Errorf("making the leases anew: %w", err)
 		}
 	}
@@ -130,7 +130,7 @@ func (s *Store) makeLeases() error {
 func (s *Store) index() error {
 	holdings := map[owner]*holding{}
 	blocks := map[key]*addrs.Block{}
-	err := each(s.leases.Map, func(k *key, l *lease) error {
+	err := each(s.leases.Map, func(k key, l lease) error {
 		base, bit := addrs.BlockOf(k.addr())
 		if blocks[base] == nil {
 			blocks[base] = &addrs.Block{}
@@ -145,7 +145,7 @@ func (s *Store) index() error {
 			holdings[l.Owner] = h
 		}
 		if int(h.Count) < len(h.Addresses) {
-			h.Addresses[h.Count] = *k
+			h.Addresses[h.Count] = k
 			h.Count++
 		}
 		return nil
@@ -153,11 +153,11 @@ func (s *Store) index() error {
 	if err != nil {
 		return err
 	}
-	if err := reindex(s, &s.owners, holdings, s.leases.MaxEntries); err != nil {
+	if err := reindex(s, &s.owners, holdings, s.leases.MaxEntries()); err != nil {
 		return err
 	}
 	// where leases lie close together, a few blocks have all of them
-	return reindex(s, &s.taken, blocks, s.leases.MaxEntries/(addrs.BlockSize/16))
+	return reindex(s, &s.taken, blocks, s.leases.MaxEntries()/(addrs.BlockSize/16))
 }
 
 // reindex puts a map of these entries in a table's place, with room for so many.
@@ -167,7 +167,7 @@ func reindex[K comparable, V any](s *Store, t *table, entries map[K]*V, room uin
 		return err
 	}
 	for k, v := range entries {
-		if err = retried(func() error { return bpfmap.Update(m, &k, v, unix.BPF_ANY) }); err != nil {
+		if err = retried(func() error { return m.Put(&k, v) }); err != nil {
 			err = fmt.Errorf("indexing the leases: %w", err)
 			break
 		}
@@ -211,8 +211,8 @@ func (s *Store) survey(sets []addrs.Set) error {
 		if !inSets {
 			continue
 		}
-		err := put(s, &s.leases, keyOf(a), &lease{Time: uint64(time.Now().UnixNano())}, unix.BPF_NOEXIST)
-		if err != nil && !errors.Is(err, bpfmap.ErrKeyExist) {
+		err := s.put(&s.leases, keyOf(a), &lease{Time: uint64(time.Now().UnixNano())}, ebpf.UpdateNoExist)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
 			return err
 		}
 	}
@@ -230,8 +230,8 @@ func (s *Store) enter(l Lease) error {
 		return err
 	}
 	v := &lease{Time: uint64(l.Time.UnixNano()), Owner: o}
-	err = put(s, &s.leases, keyOf(l.Address), v, unix.BPF_NOEXIST)
-	if !errors.Is(err, bpfmap.ErrKeyExist) {
+	err = s.put(&s.leases, keyOf(l.Address), v, ebpf.UpdateNoExist)
+	if !errors.Is(err, ebpf.ErrKeyExist) {
 		return err
 	}
 	have, err := s.lookup(l.Address)
@@ -243,17 +243,16 @@ func (s *Store) enter(l Lease) error {
 	case have.Owner.Known():
 		return fmt.Errorf("%s is leased to container %s, interface %s: %w", l.Address, have.Owner.ContainerID, have.Owner.IfName, ErrTaken)
 	}
-	return put(s, &s.leases, keyOf(l.Address), v, unix.BPF_ANY)
+	return s.put(&s.leases, keyOf(l.Address), v, ebpf.UpdateAny)
 }
 
 // lookup returns the lease of an address: ErrNotLeased if there is none.
 func (s *Store) lookup(a netip.Addr) (Lease, error) { return lookup(s.leases.Map, a) }
 
-func lookup(leases *bpfmap.Map, a netip.Addr) (Lease, error) {
+func lookup(leases *ebpf.Map, a netip.Addr) (Lease, error) {
 	var v lease
-	k := keyOf(a)
-	err := bpfmap.Lookup(leases, &k, &v)
-	if errors.Is(err, bpfmap.ErrKeyNotExist) {
+	err := leases.Lookup(keyOf(a), &v)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		return Lease{}, fmt.Errorf("%s: %w", a, ErrNotLeased)
 	}
 	if err != nil {

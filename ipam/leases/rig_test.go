@@ -113,10 +113,10 @@ func leasesOf(t *testing.T, o Options) map[netip.Addr]Owner {
 	for _, l := range list {
 		all[l.Address] = l.Owner
 	}
-	err = each(v.taken, func(base *key, b *addrs.Block) error {
+	err = each(v.taken, func(base key, b addrs.Block) error {
 		for bit := range addrs.BlockSize {
-			if _, leased := all[addrs.At(*base, bit)]; b.Has(bit) && !leased {
-				t.Errorf("%s is free, but the index says that it is taken", addrs.At(*base, bit))
+			if _, leased := all[addrs.At(base, bit)]; b.Has(bit) && !leased {
+				t.Errorf("%s is free, but the index says that it is taken", addrs.At(base, bit))
 			}
 		}
 		return nil

@@ -7,18 +7,17 @@ import (
 	"io/fs"
 	"os"
 	"time"
-	"unsafe"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/xdp-cni/xdp-cni/ipam/addrs"
-	"github.com/xdp-cni/xdp-cni/ipam/bpfmap"
 )
 
 // table is a pinned hash map, which grows.
 type table struct {
 	name string
-	*bpfmap.Map
+	*ebpf.Map
 }
 
 // growth is how many times as large a map is that takes the place of a full one.
@@ -26,8 +25,8 @@ const growth = 4
 
 // specs of the maps. Memory for entries is taken as they come (BPF_F_NO_PREALLOC): only the
 // bucket heads, 16 bytes for each entry that there may be, are there from the start.
-func (s *Store) spec(name string, entries uint32) bpfmap.Spec {
-	spec := bpfmap.Spec{Name: "ipam_" + name, Type: unix.BPF_MAP_TYPE_HASH, MaxEntries: entries, Flags: unix.BPF_F_NO_PREALLOC}
+func (s *Store) spec(name string, entries uint32) *ebpf.MapSpec {
+	spec := &ebpf.MapSpec{Name: "ipam_" + name, Type: ebpf.Hash, MaxEntries: entries, Flags: unix.BPF_F_NO_PREALLOC}
 	switch name {
 	case pinLeases:
 		spec.KeySize, spec.ValueSize = sizeOf[key](), sizeOf[lease]()
@@ -36,20 +35,20 @@ func (s *Store) spec(name string, entries uint32) bpfmap.Spec {
 	case pinTaken:
 		spec.KeySize, spec.ValueSize = sizeOf[key](), sizeOf[addrs.Block]()
 	case pinState:
-		spec.Type, spec.Flags, spec.MaxEntries = unix.BPF_MAP_TYPE_ARRAY, 0, 1
+		spec.Type, spec.Flags, spec.MaxEntries = ebpf.Array, 0, 1
 		spec.KeySize, spec.ValueSize = sizeOf[uint32](), sizeOf[state]()
 	}
 	return spec
 }
 
-func (s *Store) newMap(name string, entries uint32) (*bpfmap.Map, error) {
-	m, err := bpfmap.New(s.spec(name, entries))
+func (s *Store) newMap(name string, entries uint32) (*ebpf.Map, error) {
+	m, err := ebpf.NewMap(s.spec(name, entries))
 	if errors.Is(err, unix.EPERM) {
 		// Before 5.11 memory of maps counts against RLIMIT_MEMLOCK. cilium/ebpf's rlimit package
 		// finds that out by making a map whenever a process starts, which costs every ADD.
 		limit := unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}
 		if unix.Setrlimit(unix.RLIMIT_MEMLOCK, &limit) == nil {
-			m, err = bpfmap.New(s.spec(name, entries))
+			m, err = ebpf.NewMap(s.spec(name, entries))
 		}
 	}
 	if err != nil {
@@ -58,20 +57,20 @@ func (s *Store) newMap(name string, entries uint32) (*bpfmap.Map, error) {
 	return m, nil
 }
 
-func (s *Store) load(name string) (*bpfmap.Map, error) {
-	m, err := bpfmap.Load(s.pin(name), false)
+func (s *Store) load(name string) (*ebpf.Map, error) {
+	m, err := ebpf.LoadPinnedMap(s.pin(name), nil)
 	if err != nil {
 		return nil, fmt.Errorf("opening %s: %w", s.pin(name), err)
 	}
-	if want := s.spec(name, 0); m.Type != want.Type || m.KeySize != want.KeySize || m.ValueSize != want.ValueSize {
+	if want := s.spec(name, 0); m.Type() != want.Type || m.KeySize() != want.KeySize || m.ValueSize() != want.ValueSize {
 		_ = m.Close()
-		return nil, fmt.Errorf("opening %s: %w: keys of %d and values of %d bytes", s.pin(name), ErrLayout, m.KeySize, m.ValueSize)
+		return nil, fmt.Errorf("opening %s: %w: keys of %d and values of %d bytes", s.pin(name), ErrLayout, m.KeySize(), m.ValueSize())
 	}
 	return m, nil
 }
 
 // publish pins m as name, in place of what is pinned there, in one step.
-func (s *Store) publish(m *bpfmap.Map, name string) error {
+func (s *Store) publish(m *ebpf.Map, name string) error {
 	next := s.pin(name + "_next")
 	if err := os.Remove(next); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("removing what a killed process left: %w", err)
@@ -88,14 +87,14 @@ func (s *Store) publish(m *bpfmap.Map, name string) error {
 }
 
 // put changes an entry. A map that is full, or that was left half grown, grows.
-func put[K, V any](s *Store, t *table, k K, v *V, flags uint64) error {
-	return s.change(t, func(m *bpfmap.Map) error { return bpfmap.Update(m, &k, v, flags) })
+func (s *Store) put(t *table, k, v any, flags ebpf.MapUpdateFlags) error {
+	return s.change(t, func(m *ebpf.Map) error { return m.Update(k, v, flags) })
 }
 
 // remove removes an entry; none is no error.
-func remove[K any](s *Store, t *table, k K) error {
-	err := s.change(t, func(m *bpfmap.Map) error { return bpfmap.Delete(m, &k) })
-	if errors.Is(err, bpfmap.ErrKeyNotExist) {
+func (s *Store) remove(t *table, k any) error {
+	err := s.change(t, func(m *ebpf.Map) error { return m.Delete(k) })
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		return nil
 	}
 	return err
@@ -115,7 +114,7 @@ func retried(do func() error) error {
 	}
 }
 
-func (s *Store) change(t *table, do func(*bpfmap.Map) error) error {
+func (s *Store) change(t *table, do func(*ebpf.Map) error) error {
 	for {
 		s.step("change " + t.name)
 		err := retried(func() error { return do(t.Map) })
@@ -153,8 +152,8 @@ func (s *Store) grow(t *table, reason error) (err error) {
 		return err
 	}
 	if errors.Is(reason, unix.E2BIG) {
-		if t.MaxEntries >= s.Most {
-			return fmt.Errorf("it has %d entries: %w", t.MaxEntries, ErrFull)
+		if t.MaxEntries() >= s.Most {
+			return fmt.Errorf("it has %d entries: %w", t.MaxEntries(), ErrFull)
 		}
 		s.step("freeze " + t.name)
 		// EBUSY: it is frozen already, or at this moment written to without our lock
@@ -162,21 +161,21 @@ func (s *Store) grow(t *table, reason error) (err error) {
 			return err
 		}
 	}
-	frozen, err := t.Frozen()
+	info, err := t.Info()
 	if err != nil {
 		return err
 	}
-	if !frozen {
+	if !info.Frozen() {
 		if errors.Is(reason, unix.E2BIG) {
 			return nil // try again
 		}
 		return reason
 	}
-	next, err := s.newMap(t.name, max(min(t.MaxEntries*growth, s.Most), t.MaxEntries))
+	next, err := s.newMap(t.name, max(min(t.MaxEntries()*growth, s.Most), t.MaxEntries()))
 	if err != nil {
 		return err
 	}
-	if err := t.copyTo(next); err != nil {
+	if err := copyEntries(next, t.Map); err != nil {
 		_ = next.Close()
 		return err
 	}
@@ -184,7 +183,7 @@ func (s *Store) grow(t *table, reason error) (err error) {
 		_ = next.Close()
 		return err
 	}
-	s.Log.Info("the map has grown", "map", t.name, "entries", next.MaxEntries)
+	s.Log.Info("the map has grown", "map", t.name, "entries", next.MaxEntries())
 	_ = t.Close()
 	t.Map = next
 	return nil
@@ -215,29 +214,24 @@ func (s *Store) adopt(t *table) (bool, error) {
 	return true, nil
 }
 
-func mapID(m *bpfmap.Map) (uint32, error) {
-	id, err := m.ID()
+func mapID(m *ebpf.Map) (ebpf.MapID, error) {
+	info, err := m.Info()
 	if err != nil {
 		return 0, fmt.Errorf("asking for a map's ID: %w", err)
 	}
+	id, _ := info.ID()
 	return id, nil
 }
 
-// copyTo copies all entries to another map of the table.
-func (t *table) copyTo(to *bpfmap.Map) error {
-	switch t.name {
-	case pinLeases:
-		return copyEntries[key, lease](to, t.Map)
-	case pinOwners:
-		return copyEntries[owner, holding](to, t.Map)
+func copyEntries(to, from *ebpf.Map) error {
+	var k, v []byte
+	all := from.Iterate()
+	for all.Next(&k, &v) {
+		if err := retried(func() error { return to.Put(k, v) }); err != nil {
+			return err
+		}
 	}
-	return copyEntries[key, addrs.Block](to, t.Map)
-}
-
-func copyEntries[K, V any](to, from *bpfmap.Map) error {
-	return each(from, func(k *K, v *V) error {
-		return retried(func() error { return bpfmap.Update(to, k, v, unix.BPF_ANY) })
-	})
+	return all.Err()
 }
 
 // batch is how many entries are read at once: a few hundred kilobytes, and never fewer than there
@@ -245,9 +239,29 @@ func copyEntries[K, V any](to, from *bpfmap.Map) error {
 const batch = 1024
 
 // each calls f with all entries of a map. Those that come and go meanwhile may be missing.
-func each[K, V any](m *bpfmap.Map, f func(*K, *V) error) error { return bpfmap.Each(m, batch, f) }
+func each[K, V any](m *ebpf.Map, f func(K, V) error) error {
+	var (
+		cursor ebpf.MapBatchCursor
+		keys   = make([]K, batch)
+		values = make([]V, batch)
+	)
+	for {
+		n, err := m.BatchLookup(&cursor, keys, values, nil)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("reading a map: %w", err)
+		}
+		for i := range n {
+			if err := f(keys[i], values[i]); err != nil {
+				return err
+			}
+		}
+		if err != nil {
+			return nil
+		}
+	}
+}
 
 func sizeOf[T any]() uint32 {
 	var v T
-	return uint32(unsafe.Sizeof(v))
+	return uint32(binarySize(v))
 }

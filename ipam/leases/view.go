@@ -10,9 +10,10 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/xdp-cni/xdp-cni/internal/pins"
 	"github.com/xdp-cni/xdp-cni/ipam/addrs"
-	"github.com/xdp-cni/xdp-cni/ipam/bpfmap"
 )
 
 // View reads the leases of one network, without a lock: what changes meanwhile may be missing or
@@ -24,7 +25,7 @@ type View struct {
 	Sets []addrs.Set
 
 	last                  [16]key
-	leases, owners, taken *bpfmap.Map
+	leases, owners, taken *ebpf.Map
 }
 
 // NewView opens a network's leases for reading: fs.ErrNotExist if it has none.
@@ -61,19 +62,19 @@ func newView(dir string) (_ *View, err error) {
 			v.Close()
 		}
 	}()
-	var stateMap *bpfmap.Map
+	var stateMap *ebpf.Map
 	for _, pin := range []struct {
 		name string
-		to   **bpfmap.Map
+		to   **ebpf.Map
 	}{{pinState, &stateMap}, {pinLeases, &v.leases}, {pinOwners, &v.owners}, {pinTaken, &v.taken}} {
 		path := filepath.Join(dir, pin.name)
-		if *pin.to, err = bpfmap.Load(path, true); err != nil {
+		if *pin.to, err = ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: true}); err != nil {
 			return nil, fmt.Errorf("opening %s: %w", path, err)
 		}
 	}
 	defer stateMap.Close()
 	var s state
-	if err := lookupState(stateMap, &s); err != nil {
+	if err := stateMap.Lookup(uint32(0), &s); err != nil {
 		return nil, fmt.Errorf("reading %s: %w", filepath.Join(dir, pinState), err)
 	}
 	if s.Version != layoutVersion {
@@ -85,7 +86,7 @@ func newView(dir string) (_ *View, err error) {
 
 // Close closes the maps.
 func (v *View) Close() {
-	for _, m := range []*bpfmap.Map{v.leases, v.owners, v.taken} {
+	for _, m := range []*ebpf.Map{v.leases, v.owners, v.taken} {
 		_ = m.Close() // nil is none
 	}
 }
@@ -93,7 +94,7 @@ func (v *View) Close() {
 // Leases lists all leases, sorted by address.
 func (v *View) Leases() ([]Lease, error) {
 	var list []Lease
-	err := each(v.leases, func(k *key, l *lease) error {
+	err := each(v.leases, func(k key, l lease) error {
 		list = append(list, l.lease(k.addr()))
 		return nil
 	})
@@ -158,9 +159,9 @@ func (v *View) Last(set int) netip.Addr {
 // Used counts the leases in each of the sets, in no more time for many than for few.
 func (v *View) Used(sets []addrs.Set) ([]uint64, error) {
 	used := make([]uint64, len(sets))
-	err := each(v.taken, func(base *key, b *addrs.Block) error {
+	err := each(v.taken, func(base key, b addrs.Block) error {
 		for i, set := range sets {
-			used[i] += b.CountIn(*base, set)
+			used[i] += b.CountIn(base, set)
 		}
 		return nil
 	})

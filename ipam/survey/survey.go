@@ -12,10 +12,11 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
-	"unsafe"
 
+	"github.com/cilium/ebpf"
+
+	"github.com/xdp-cni/xdp-cni/bpf"
 	"github.com/xdp-cni/xdp-cni/internal/pins"
-	"github.com/xdp-cni/xdp-cni/ipam/bpfmap"
 	"github.com/xdp-cni/xdp-cni/ipam/leases"
 )
 
@@ -86,44 +87,15 @@ func attachments(root pins.Root, network string) ([]leases.Lease, error) {
 // metaVersion is that of struct pod_meta in bpf/lib/meta.h which this package reads.
 const metaVersion = 1
 
-// podMeta is struct pod_meta. Package bpf, which has it as generated from C, would add to the start
-// of every process what loading programs needs; a test compares the two.
-type podMeta struct {
-	Version, Mode, Flags                  uint32
-	HostIfindex, PodIfindex, HostRxQueues uint32
-	AddressesLen                          uint32
-	EgressProgram, IngressProgram, Pad0   uint32
-	Created, Owner                        uint64
-	PodMac                                [6]uint8
-	Pad                                   [2]uint8
-	Addresses                             [16]podAddress
-	ContainerId                           [256]uint8
-	Ifname, HostIfname                    [16]uint8
-	Netns                                 [512]uint8
-	Network                               [256]uint8
-	PodNamespace                          [64]uint8
-	PodName                               [256]uint8
-	PodUid, PluginVersion                 [64]uint8
-}
-
-type podAddress struct {
-	Address   [16]uint8
-	PrefixLen uint8
-	Pad       [7]uint8
-}
-
-func readMeta(dir string) (*podMeta, error) {
+func readMeta(dir string) (*bpf.DatapathPodMeta, error) {
 	pin := filepath.Join(dir, "meta")
-	m, err := bpfmap.Load(pin, true)
+	m, err := ebpf.LoadPinnedMap(pin, &ebpf.LoadPinOptions{ReadOnly: true})
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", pin, err)
 	}
 	defer m.Close()
-	var meta podMeta
-	if uintptr(m.ValueSize) != unsafe.Sizeof(meta) {
-		return nil, fmt.Errorf("reading %s: %w: %d bytes", pin, leases.ErrLayout, m.ValueSize)
-	}
-	if err := bpfmap.Lookup(m, new(uint32), &meta); err != nil {
+	var meta bpf.DatapathPodMeta
+	if err := m.Lookup(uint32(0), &meta); err != nil {
 		return nil, fmt.Errorf("reading %s: %w", pin, err)
 	}
 	if meta.Version != metaVersion {

@@ -11,10 +11,11 @@ import (
 
 	"github.com/xdp-cni/xdp-cni/ipam/config"
 	"github.com/xdp-cni/xdp-cni/ipam/leases"
+	"github.com/xdp-cni/xdp-cni/ipam/survey"
 )
 
 // add leases the attachment an address of each range set and prints them. Called again for the
-// same attachment it gives it the same ones.
+// same attachment it gives it the same ones, unless that is alive.
 func add(ctx context.Context, c *call) error {
 	result := &types100.Result{CNIVersion: types100.ImplementedSpecVersion, Routes: c.conf.Routes}
 	if c.conf.ResolvConf != "" {
@@ -24,7 +25,9 @@ func add(ctx context.Context, c *call) error {
 		}
 		result.DNS = *dns
 	}
-	store, err := leases.Open(ctx, c.options(""))
+	options := c.options("")
+	options.Configured = func() (map[netip.Addr]bool, error) { return survey.In(c.Netns) }
+	store, err := leases.Open(ctx, options)
 	if err != nil {
 		return err
 	}

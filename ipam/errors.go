@@ -20,6 +20,7 @@ const (
 	codeFull       = 121
 	codeTaken      = 122
 	codeReserved   = 123
+	codeAlive      = 124
 )
 
 // codes gives the CNI error code of each error that has one. The first that matches counts.
@@ -33,6 +34,7 @@ var codes = []struct {
 	{leases.ErrFull, codeFull},
 	{leases.ErrTaken, codeTaken},
 	{leases.ErrReserved, codeReserved},
+	{leases.ErrAlive, codeAlive},
 	{leases.ErrLayout, codeLayout},
 	{errCheck, codeCheck},
 	{pins.ErrNoBPFFS, types.ErrIOFailure},

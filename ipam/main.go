@@ -26,7 +26,7 @@ func main() {
 		Del:    verb(lenient, del),
 		GC:     verb(lenient, gc),
 		Status: verb(strict, status),
-	}, version.PluginSupports("0.3.1", "0.4.0", "1.0.0", "1.1.0"), about)
+	}, version.All, about)
 }
 
 // call is one invocation of the plugin.

@@ -6,7 +6,7 @@ import (
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
 )
 
-// check tells whether the attachment is as ADD made it.
+// check tells whether the attachment is as ADD made it, and its addresses are leased to it.
 func check(ctx context.Context, c *call) error {
 	if err := datapath.CheckPrivileges(); err != nil {
 		return err
@@ -15,5 +15,8 @@ func check(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	return c.datapath.Check(ctx, opts)
+	if err := c.datapath.Check(ctx, opts); err != nil {
+		return err
+	}
+	return checkLeases(c, opts.Addresses)
 }

@@ -3,9 +3,11 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -68,33 +70,70 @@ func closeViews(views []*leases.View) {
 	}
 }
 
-// openLeases opens a network's leases to change them.
-func (o *options) openLeases(ctx context.Context, network string, open func(context.Context, leases.Options) (*leases.Store, error)) (*leases.Store, error) {
-	return open(ctx, leases.Options{
-		Root: o.root(), Network: network,
-		Survey: func() (leases.Survey, error) { return survey.Do(o.root(), network, "") },
-		Log:    slog.New(slog.NewTextHandler(o.err, &slog.HandlerOptions{Level: slog.LevelWarn})),
-	})
+// ofNetworks writes what read says of the network named, or of all. It goes on past errors.
+func ofNetworks[R any](o *options, args []string, read func(*leases.View) ([]R, error), table func([]R, style) string) error {
+	views, err := o.views(args)
+	if len(views) == 0 && err != nil {
+		return err
+	}
+	defer closeViews(views)
+	reports := []R{}
+	for _, v := range views {
+		list, readErr := read(v)
+		reports = append(reports, list...)
+		err = errors.Join(err, readErr)
+	}
+	if len(reports) == 0 && err == nil && o.format.isTable() {
+		fmt.Fprintf(o.err, "There are no leases under %s.\n", o.bpffs)
+	}
+	return errors.Join(o.write(reports, func(s style) string { return table(reports, s) }), err)
+}
+
+// leaseOptions are those to open a network's leases with, to change them.
+func (o *options) leaseOptions(network string) leases.Options {
+	log := slog.New(slog.NewTextHandler(o.err, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	return survey.Options(o.root(), network, log)
 }
 
 // pods is what is known of pods, to show with their leases.
 type knownPods struct {
 	names map[leases.Owner]pod
 	inUse map[netip.Addr]bool
+	alive []datapath.Attachment
 }
 
-// knownPods asks the chained plugin's attachments and the interfaces of all pods.
-func (o *options) knownPods() (knownPods, error) {
+// knownPods asks the chained plugin's attachments and the interfaces of all pods. What it returns
+// with an error is what it found out nonetheless.
+func (o *options) knownPods(ctx context.Context) (knownPods, error) {
 	known := knownPods{names: map[leases.Owner]pod{}}
-	var err error
-	if known.inUse, err = survey.InUse(""); err != nil {
-		return known, err
+	var useErr error
+	known.inUse, useErr = survey.InUse("")
+	d := o.datapath()
+	attachments, err := d.List()
+	stale, staleErr := d.Collect(ctx, datapath.CollectOptions{DryRun: true})
+	if err == nil {
+		err = staleErr // else it says the same again
 	}
-	attachments, err := o.datapath().List()
 	for _, a := range attachments {
 		known.names[ownerOf(a)] = pod{a.Meta.PodNamespace, a.Meta.PodName, a.Meta.PodUID}
+		if !slices.ContainsFunc(stale, func(other datapath.Attachment) bool { return other.ID == a.ID }) {
+			known.alive = append(known.alive, a)
+		}
 	}
-	return known, err
+	return known, errors.Join(useErr, err)
+}
+
+// holder returns who has an address of a network, "" if nobody who is alive is known to.
+func (k knownPods) holder(network string, a netip.Addr) string {
+	for _, attachment := range k.alive {
+		if attachment.Meta.Network == network && slices.ContainsFunc(attachment.Meta.Addresses, func(p netip.Prefix) bool { return p.Addr() == a }) {
+			return labelOf(attachment)
+		}
+	}
+	if k.inUse[a] {
+		return "a pod"
+	}
+	return ""
 }
 
 func ownerOf(a datapath.Attachment) leases.Owner {

@@ -5,10 +5,9 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
-	"slices"
+	"strings"
 
 	"github.com/xdp-cni/xdp-cni/internal/pins"
-	"github.com/xdp-cni/xdp-cni/ipam/addrs"
 	"github.com/xdp-cni/xdp-cni/ipam/leases"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
 )
@@ -48,28 +47,18 @@ func probeLeases(root pins.Root, attachments []attachmentFacts) leaseFacts {
 	return f
 }
 
+// checkLeased says which addresses the attachment has that are not leased to it.
 func checkLeased(v *leases.View, a datapath.Attachment) ([]string, error) {
-	var wrong []string
+	var list []netip.Addr
 	for _, address := range a.Meta.Addresses {
-		if !ofSets(v.Sets, address.Addr()) {
-			continue
-		}
-		l, err := v.Lookup(address.Addr())
-		switch {
-		case errors.Is(err, leases.ErrNotLeased):
-			wrong = append(wrong, fmt.Sprintf("%s has %s of network %s, which is leased to nobody", labelOf(a), address.Addr(), v.Network))
-		case err != nil:
-			return wrong, err
-		case l.Owner.Known() && l.Owner != ownerOf(a):
-			wrong = append(wrong, fmt.Sprintf("%s has %s of network %s, which is leased to %s (%s)",
-				labelOf(a), address.Addr(), v.Network, shortID(l.Owner.ContainerID), l.Owner.IfName))
-		}
+		list = append(list, address.Addr())
 	}
-	return wrong, nil
-}
-
-func ofSets(sets []addrs.Set, a netip.Addr) bool {
-	return slices.ContainsFunc(sets, func(set addrs.Set) bool { _, in := set.RangeOf(a); return in })
+	conflicts, err := v.NotLeased(ownerOf(a), list)
+	var wrong []string
+	for _, c := range conflicts {
+		wrong = append(wrong, fmt.Sprintf("%s has %s, %s", labelOf(a), c.Address, c))
+	}
+	return wrong, err
 }
 
 func (f *facts) checkLeases() check {
@@ -78,14 +67,7 @@ func (f *facts) checkLeases() check {
 	case l.err != nil && !errors.Is(l.err, fs.ErrNotExist):
 		return fail(name, l.err.Error(), "")
 	case len(l.wrong) > 0:
-		detail := ""
-		for i, wrong := range l.wrong {
-			if i > 0 {
-				detail += "\n"
-			}
-			detail += wrong
-		}
-		return fail(name, detail, "start the pod anew, before another one gets its address")
+		return fail(name, strings.Join(l.wrong, "\n"), "start the pod anew, before another one gets its address")
 	case l.networks == 0:
 		return ok(name, "xdp-ipam has handed out no address")
 	default:

@@ -61,7 +61,7 @@ are not changed. A lease of somebody else for the same address is an error, and 
 
 // importLeases returns a report if it came to importing anything.
 func (o *options) importLeases(ctx context.Context, from importOptions) (*importReport, error) {
-	known, err := o.knownPods()
+	known, err := o.knownPods(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +70,9 @@ func (o *options) importLeases(ctx context.Context, from importOptions) (*import
 		return nil, err
 	}
 	defer theirs.Close()
-	store, err := o.openLeases(ctx, from.network, leases.Open)
+	options := o.leaseOptions(from.network)
+	options.Entries = 2 * uint32(len(theirs.Leases)) // as the ranges are not known
+	store, err := leases.Open(ctx, options)
 	if err != nil {
 		return nil, err
 	}

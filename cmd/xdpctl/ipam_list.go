@@ -25,28 +25,21 @@ leases, or whose lease was lost.`,
   xdpctl ipam list pods -o json | jq -r '.[] | select(.inUse | not) | .address'`,
 		Args:              usageArgs(cobra.MaximumNArgs(1)),
 		ValidArgsFunction: o.completeNetwork,
-		RunE: func(_ *cobra.Command, args []string) error {
-			views, err := o.views(args)
-			if len(views) == 0 && err != nil {
-				return err
-			}
-			defer closeViews(views)
-			reports := []leaseReport{}
-			if len(views) > 0 {
-				known, knownErr := o.knownPods()
-				err = errors.Join(err, knownErr)
-				for _, v := range views {
-					list, listErr := v.Leases()
-					err = errors.Join(err, listErr)
-					for _, l := range list {
-						reports = append(reports, known.report(v.Network, l))
-					}
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var known *knownPods // asked for once, if there are leases
+			return ofNetworks(o, args, func(v *leases.View) ([]leaseReport, error) {
+				var knownErr error
+				if known == nil {
+					known = &knownPods{}
+					*known, knownErr = o.knownPods(cmd.Context())
 				}
-			}
-			if len(reports) == 0 && o.format.isTable() {
-				fmt.Fprintf(o.err, "There are no leases under %s.\n", o.bpffs)
-			}
-			return errors.Join(o.write(reports, func(s style) string { return leasesTable(reports, s, time.Now()) }), err)
+				list, err := v.Leases()
+				var reports []leaseReport
+				for _, l := range list {
+					reports = append(reports, known.report(v.Network, l))
+				}
+				return reports, errors.Join(knownErr, err)
+			}, func(reports []leaseReport, s style) string { return leasesTable(reports, s, time.Now()) })
 		},
 	}
 }

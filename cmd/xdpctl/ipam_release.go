@@ -10,7 +10,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/xdp-cni/xdp-cni/ipam/leases"
-	"github.com/xdp-cni/xdp-cni/ipam/survey"
 )
 
 func newIPAMReleaseCommand(o *options) *cobra.Command {
@@ -20,8 +19,8 @@ func newIPAMReleaseCommand(o *options) *cobra.Command {
 		Short: "Free leases by hand",
 		Long: `Free the leases of addresses, whoever has them, so that they can be handed out again.
 
-An address that an interface of a pod has is refused without --force: it would be given to a second
-one. Leaked leases are freed by CNI's GC; this is for where the runtime does not call it.`,
+An address that a pod has which is alive is refused without --force: it would be given to a second
+one. So says an interface of the pod, or an attachment of the chained plugin whose interface is there. Leaked leases are freed by CNI's GC; this is for where the runtime does not call it.`,
 		Example: `  xdpctl ipam release pods 10.88.0.7`,
 		Args:    usageArgs(cobra.MinimumNArgs(2)),
 
@@ -35,7 +34,7 @@ one. Leaked leases are freed by CNI's GC; this is for where the runtime does not
 				}
 				addresses = append(addresses, a.Unmap())
 			}
-			store, err := o.openLeases(cmd.Context(), args[0], leases.OpenExisting)
+			store, err := leases.OpenExisting(cmd.Context(), o.leaseOptions(args[0]))
 			if errors.Is(err, fs.ErrNotExist) {
 				return noSuchNetwork(o.root(), args[0])
 			}
@@ -43,22 +42,15 @@ one. Leaked leases are freed by CNI's GC; this is for where the runtime does not
 				return err
 			}
 			defer store.Close()
-			known, err := o.knownPods()
+			known, err := o.knownPods(cmd.Context())
 			if err != nil && !force {
 				return err
-			}
-			found, err := survey.Do(o.root(), args[0], "")
-			if err != nil && !force {
-				return err
-			}
-			for _, l := range found.Attachments {
-				known.inUse[l.Address] = true
 			}
 			reports := []leaseReport{}
 			var errs error
 			for _, a := range addresses {
-				if known.inUse[a] && !force {
-					errs = errors.Join(errs, fmt.Errorf("a pod that is alive has %s: --force frees it nonetheless, and two pods may come to have it", a))
+				if who := known.holder(args[0], a); who != "" && !force {
+					errs = errors.Join(errs, fmt.Errorf("%s has %s and is alive: --force frees it nonetheless, and two pods may come to have it", who, a))
 					continue
 				}
 				l, err := store.ReleaseAddress(a)

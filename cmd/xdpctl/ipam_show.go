@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"math"
 	"strings"
@@ -47,23 +46,13 @@ ADD came with. LAST is the address handed out last: the next is looked for from 
 		Args:              usageArgs(cobra.MaximumNArgs(1)),
 		ValidArgsFunction: o.completeNetwork,
 		RunE: func(_ *cobra.Command, args []string) error {
-			views, err := o.views(args)
-			if len(views) == 0 && err != nil {
-				return err
-			}
-			defer closeViews(views)
-			reports := []networkReport{}
-			for _, v := range views {
-				report, reportErr := newNetworkReport(v)
-				if reportErr == nil {
-					reports = append(reports, report)
+			return ofNetworks(o, args, func(v *leases.View) ([]networkReport, error) {
+				report, err := newNetworkReport(v)
+				if err != nil {
+					return nil, err
 				}
-				err = errors.Join(err, reportErr)
-			}
-			if len(reports) == 0 && o.format.isTable() {
-				fmt.Fprintf(o.err, "There are no leases under %s.\n", o.bpffs)
-			}
-			return errors.Join(o.write(reports, func(style) string { return networksTable(reports) }), err)
+				return []networkReport{report}, nil
+			}, func(reports []networkReport, _ style) string { return networksTable(reports) })
 		},
 	}
 }

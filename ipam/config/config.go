@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/cni/pkg/version"
 
 	"github.com/xdp-cni/xdp-cni/conf"
 	"github.com/xdp-cni/xdp-cni/ipam/addrs"
@@ -105,6 +106,9 @@ func Parse(stdin []byte, cniArgs string) (*Config, error) {
 	}
 	var err error
 	if c.Sets, err = sets(&n, &own); err != nil {
+		return nil, invalid(err)
+	}
+	if err := checkFamilies(n.CNIVersion, c.Sets); err != nil {
 		return nil, invalid(err)
 	}
 	if c.Requested, err = requested(&n, cniArgs); err != nil {
@@ -201,6 +205,24 @@ func sets(n *network, own *ipam) ([]addrs.Set, error) {
 		return nil, fmt.Errorf("%d ranges in all sets, want %d at most", ranges, MaxRanges)
 	}
 	return list, nil
+}
+
+// checkFamilies returns an error where results cannot hold an address of each set: up to 0.2.0 they
+// have one of each family (CNI SPEC 0.2.0, section "Result").
+func checkFamilies(cniVersion string, list []addrs.Set) error {
+	four := 0
+	for _, set := range list {
+		if set[0].First.Is4() {
+			four++
+		}
+	}
+	if four <= 1 && len(list)-four <= 1 {
+		return nil
+	}
+	if many, err := version.GreaterThanOrEqualTo(cniVersion, "0.3.0"); err != nil || !many {
+		return fmt.Errorf("CNI version %s does not support more than 1 address per family", cniVersion)
+	}
+	return nil
 }
 
 // requested lists the addresses asked for by CNI_ARGS, "args" and "runtimeConfig", each once.

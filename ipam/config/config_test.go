@@ -38,6 +38,10 @@ var samples = []struct{ name, stdin, args, wrong string }{
 	{"foreign args", conflistOf(`{"subnet": "10.1.1.0/24"}`), "IgnoreUnknown=1;K8S_POD_NAME=x", ""},
 	{"args without ip", conflistOf(`{"subnet": "10.1.1.0/24"}`, `"args": {"labels": {"a": "b"}}`, `"runtimeConfig": {"portMappings": []}`), "", ""},
 
+	{"old version", `{"cniVersion": "0.2.0", "name": "net", "ipam": {"ranges": [[{"subnet": "10.1.2.0/24"}], [{"subnet": "fd00:1::/64"}]]}}`, "", ""},
+	{"no version", `{"name": "net", "ipam": {"subnet": "10.1.2.0/24"}}`, "", ""},
+	{"two of a family in an old version", `{"cniVersion": "0.2.0", "name": "net", "ipam": {"ranges": [[{"subnet": "10.1.2.0/24"}], [{"subnet": "10.1.3.0/24"}]]}}`, "", "CNI version 0.2.0 does not support more than 1 address per family"},
+
 	{"no ipam", `{"name": "net"}`, "", "missing 'ipam'"},
 	{"no ranges", conflistOf(`{}`), "", "no IP ranges specified"},
 	{"empty set", conflistOf(`{"ranges": [[]]}`), "", "empty range set"},

@@ -23,7 +23,11 @@ type Allocation struct {
 // else what it has already, else the next that is free, round robin. Addresses that it has beside
 // these are freed. If it fails, the owner has no address that it had not before.
 //
-// Errors are ErrExhausted, ErrTaken, ErrReserved, ErrFull and ErrRemoved, in host-local's words.
+// An attachment that is alive keeps what it has: main plugins that ask for addresses before they
+// find its interface (ptp) free them when they fail, had they been given any.
+//
+// Errors are ErrExhausted, ErrTaken, ErrReserved, ErrFull, ErrAlive and ErrRemoved, in host-local's
+// words.
 func (s *Store) Allocate(owner Owner, sets []addrs.Set, requested []netip.Addr) (_ []Allocation, err error) {
 	who, err := owner.encode()
 	if err != nil {
@@ -40,6 +44,9 @@ func (s *Store) Allocate(owner Owner, sets []addrs.Set, requested []netip.Addr) 
 	if err != nil {
 		return nil, err
 	}
+	if err := s.checkNotAlive(owner, held); err != nil {
+		return nil, err
+	}
 	result, stale := keep(sets, want, held)
 	if err := s.free(owner, stale); err != nil {
 		return nil, err
@@ -51,7 +58,11 @@ func (s *Store) Allocate(owner Owner, sets []addrs.Set, requested []netip.Addr) 
 		if err == nil {
 			return
 		}
-		err = errors.Join(err, s.free(owner, fresh), s.hold(who, kept))
+		if freeErr := s.free(owner, fresh); freeErr != nil {
+			err = errors.Join(err, freeErr) // and the index goes on naming them
+		} else {
+			err = errors.Join(err, s.hold(who, kept))
+		}
 		if s.state != before {
 			// what was given out last stays noted: it is not to come again at once
 			err = errors.Join(err, s.writeState())
@@ -76,6 +87,23 @@ func (s *Store) Allocate(owner Owner, sets []addrs.Set, requested []netip.Addr) 
 		}
 	}
 	return result, s.stillThere()
+}
+
+// checkNotAlive returns ErrAlive if an interface of the owner has an address that is leased to it.
+func (s *Store) checkNotAlive(owner Owner, held []netip.Addr) error {
+	if len(held) == 0 || s.Configured == nil {
+		return nil
+	}
+	has, err := s.Configured()
+	if err != nil {
+		return fmt.Errorf("finding out whether container %s has its addresses already: %w", owner.ContainerID, err)
+	}
+	for _, a := range held {
+		if has[a] {
+			return fmt.Errorf("%s has been allocated to %s, whose interface has it: %w", a, owner.ContainerID, ErrAlive)
+		}
+	}
+	return nil
 }
 
 // assign finds the set that each requested address is of, one for each set.

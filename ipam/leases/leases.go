@@ -50,6 +50,8 @@ var (
 	ErrNotLeased = errors.New("no such lease")
 	// ErrLayout: the maps were made by a release that reads them otherwise.
 	ErrLayout = errors.New("made by an incompatible release")
+	// ErrAlive: the attachment has an interface with the addresses that are leased to it.
+	ErrAlive = errors.New("duplicate allocation is not allowed")
 	// ErrRemoved: somebody removed the pins while they were in use.
 	ErrRemoved = errors.New("the pins were removed meanwhile")
 )
@@ -63,6 +65,9 @@ type Options struct {
 	// Survey finds out which addresses are in use, before the first is handed out of leases that
 	// are new; and again where that decides whether a lease of unknown owner may go.
 	Survey func() (Survey, error)
+	// Configured returns the addresses that the interfaces of the attachment have, of which one
+	// that is leased to it says that it is alive. Asked only for one that has leases; nil: it is not.
+	Configured func() (map[netip.Addr]bool, error)
 	// Log gets what is worth knowing but no error; nil: nothing is logged.
 	Log *slog.Logger
 	// Entries is how many leases new maps are made for. They grow.
@@ -174,10 +179,11 @@ func (s *Store) step(name string) {
 	}
 }
 
-// stillThere returns ErrRemoved if the directory whose lock is held is no longer the network's.
+// stillThere returns ErrRemoved if the directory whose lock is held is no longer the network's, or
+// has the leases no longer: with the lock held nobody else pins others in their place.
 func (s *Store) stillThere() error {
-	if s.lock.Holds(s.dir) {
-		return nil
+	if _, err := os.Lstat(s.pin(pinLeases)); err != nil || !s.lock.Holds(s.dir) {
+		return fmt.Errorf("leases of network %s: %w", s.Network, ErrRemoved)
 	}
-	return fmt.Errorf("leases of network %s: %w", s.Network, ErrRemoved)
+	return nil
 }

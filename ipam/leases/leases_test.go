@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -167,6 +168,44 @@ func TestGrows(t *testing.T) {
 	mustAllocate(t, o, "more", sets)
 }
 
+// TestGrowsUnderOthers: who has a map open that another process has replaced by a larger one changes
+// nothing in the old one, were there room in it: what is taken there nobody would know of.
+func TestGrowsUnderOthers(t *testing.T) {
+	o := newOptions(t)
+	o.Entries = 4
+	sets := []addrs.Set{set("10.9.0.0/24")}
+	var stores [2]*Store
+	for i := range stores {
+		s, err := Open(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.lock.Unlock()
+		defer s.Close()
+		stores[i] = s
+	}
+	first, second := stores[0], stores[1]
+	for i := range 5 {
+		who, _ := owned(fmt.Sprint(i)).encode()
+		if _, err := first.take(who, 0, sets[0], netip.Addr{}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if freed, err := second.Release(owned("0")); err != nil || len(freed) != 1 {
+		t.Fatalf("released %v, %v", freed, err)
+	}
+	want := addr("10.9.0.77")
+	for i, s := range []*Store{second, first} {
+		who, _ := owned(fmt.Sprint("late", i)).encode()
+		if _, err := s.take(who, 0, sets[0], want, nil); (i == 0) != (err == nil) || i > 0 && !errors.Is(err, ErrTaken) {
+			t.Errorf("%s for %d: %v", want, i, err)
+		}
+	}
+	if all := leasesOf(t, o); len(all) != 5 || all[want] != owned("late0") {
+		t.Errorf("leases: %v", all)
+	}
+}
+
 func TestCollect(t *testing.T) {
 	o := newOptions(t)
 	sets := []addrs.Set{set("10.9.0.0/24"), set("fd09::/64")}
@@ -216,17 +255,52 @@ func TestExisting(t *testing.T) {
 	})
 }
 
-// TestRemovedMeanwhile: who holds the lock of a directory that somebody removes hands out nothing.
+// TestRemovedMeanwhile: who works on pins that somebody removes, with their directory or without,
+// hands out nothing.
 func TestRemovedMeanwhile(t *testing.T) {
 	o := newOptions(t)
 	sets := []addrs.Set{set("10.9.0.0/24")}
-	with(t, o, func(s *Store) {
-		if err := os.RemoveAll(o.Root.Leases(o.Network)); err != nil {
-			t.Fatal(err)
+	dir := o.Root.Leases(o.Network)
+	for _, gone := range [][]string{{dir}, {filepath.Join(dir, pinLeases)}, {filepath.Join(dir, pinLeases), filepath.Join(dir, pinOwners)}} {
+		with(t, o, func(s *Store) {
+			for _, path := range gone {
+				if err := os.RemoveAll(path); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if list, err := s.Allocate(owned("a"), sets, nil); !errors.Is(err, ErrRemoved) {
+				t.Errorf("allocated %v from what is gone: %v", list, err)
+			}
+		})
+		mustAllocate(t, o, "b", sets)
+	}
+}
+
+// TestNotLeased: of an attachment's addresses those are named that are another's, or nobody's.
+func TestNotLeased(t *testing.T) {
+	o := newOptions(t)
+	sets := []addrs.Set{set("10.9.0.0/24"), set("fd09::/64")}
+	o.Survey = func() (Survey, error) {
+		return Survey{InUse: map[netip.Addr]bool{addr("10.9.0.2"): true}}, nil
+	}
+	mustAllocate(t, o, "a", sets) // 10.9.0.3, fd09::2
+	mustAllocate(t, o, "b", sets) // 10.9.0.4, fd09::3
+	v, err := NewView(o.Root, o.Network)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	for _, test := range []struct {
+		has  []netip.Addr
+		want []Conflict
+	}{
+		{[]netip.Addr{addr("10.9.0.3"), addr("fd09::2")}, nil},
+		{[]netip.Addr{addr("10.9.0.2")}, nil}, // may be its
+		{[]netip.Addr{addr("10.8.0.2")}, nil}, // another plugin's
+		{[]netip.Addr{addr("10.9.0.3"), addr("fd09::3"), addr("10.9.0.9")}, []Conflict{{o.Network, addr("fd09::3"), owned("b")}, {o.Network, addr("10.9.0.9"), Owner{}}}},
+	} {
+		if got, err := v.NotLeased(owned("a"), test.has); err != nil || !slices.Equal(got, test.want) {
+			t.Errorf("of %v: %v, %v, want %v", test.has, got, err, test.want)
 		}
-		if _, err := s.Allocate(owned("a"), sets, nil); !errors.Is(err, ErrRemoved) {
-			t.Errorf("allocated from what is gone: %v", err)
-		}
-	})
-	mustAllocate(t, o, "b", sets)
+	}
 }

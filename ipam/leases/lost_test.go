@@ -122,6 +122,20 @@ func TestAllLost(t *testing.T) {
 	}
 }
 
+// TestSurveyKilled: the index knows nothing of leases that a survey entered whose process was then
+// killed, and DEL finds them nonetheless.
+func TestSurveyKilled(t *testing.T) {
+	o := newOptions(t)
+	with(t, o, func(s *Store) {
+		if err := s.enter(Lease{addr("10.9.0.2"), owned("known"), time.Now()}); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if got := release(t, o, "known"); !slices.Equal(got, []netip.Addr{addr("10.9.0.2")}) {
+		t.Errorf("released %v", got)
+	}
+}
+
 // TestSurveyFails: without knowing what is in use nothing is handed out.
 func TestSurveyFails(t *testing.T) {
 	o := newOptions(t)

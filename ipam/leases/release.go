@@ -1,13 +1,16 @@
 package leases
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/containernetworking/cni/pkg/types"
 )
 
 // Held returns the addresses that are leased to an attachment, by the owners' index.
@@ -73,8 +76,8 @@ func (s *Store) hold(who owner, list []netip.Addr) error {
 	return s.put(&s.owners, &who, h, ebpf.UpdateAny)
 }
 
-// Release frees what is leased to an attachment and returns it. Where the index knows of nothing
-// all leases are looked through.
+// Release frees what is leased to an attachment and returns it. All leases are looked through only
+// while the index may not know of some: a process that was killed in a survey has left it behind.
 func (s *Store) Release(o Owner) ([]netip.Addr, error) {
 	who, err := o.encode()
 	if err != nil {
@@ -84,7 +87,7 @@ func (s *Store) Release(o Owner) ([]netip.Addr, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(list) == 0 {
+	if len(list) == 0 && s.state.Surveyed == 0 {
 		err := each(s.leases.Map, func(k key, l lease) error {
 			if l.Owner == who {
 				list = append(list, k.addr())
@@ -120,6 +123,28 @@ func (s *Store) ReleaseAddress(a netip.Addr) (Lease, error) {
 		return l, err
 	}
 	return l, s.hold(who, rest)
+}
+
+// Collect does what CNI's GC asks for with the leases of a network: it frees those of all attachments
+// that are not valid, and returns what it freed. valid is nil, not empty, where the runtime gave no
+// list of them. A network without leases is no error.
+func Collect(ctx context.Context, o Options, valid *[]types.GCAttachment) ([]Lease, error) {
+	s, err := OpenExisting(ctx, o)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	if valid == nil {
+		return s.Collect(nil)
+	}
+	owners := []Owner{}
+	for _, a := range *valid {
+		owners = append(owners, Owner{ContainerID: a.ContainerID, IfName: a.IfName})
+	}
+	return s.Collect(&owners)
 }
 
 // Collect frees the leases of all attachments but the valid ones, and those of unknown owner whose
@@ -180,13 +205,7 @@ func (s *Store) Collect(valid *[]Owner) ([]Lease, error) {
 // FreeUnknown frees leases of unknown owner whose address no interface has: of these addresses,
 // or if it is nil of all. It returns what it freed.
 func (s *Store) FreeUnknown(list []netip.Addr) ([]Lease, error) {
-	var unknown []Lease
-	err := each(s.leases.Map, func(k key, l lease) error {
-		if l.Owner == (owner{}) && (list == nil || slices.Contains(list, k.addr())) {
-			unknown = append(unknown, l.lease(k.addr()))
-		}
-		return nil
-	})
+	unknown, err := s.unknown(list)
 	if err != nil || len(unknown) == 0 || s.Survey == nil {
 		return nil, err
 	}
@@ -206,6 +225,31 @@ func (s *Store) FreeUnknown(list []netip.Addr) ([]Lease, error) {
 		freed = append(freed, l)
 	}
 	return freed, nil
+}
+
+// unknown lists the leases of unknown owner: of these addresses, or if it is nil of all.
+func (s *Store) unknown(list []netip.Addr) ([]Lease, error) {
+	var unknown []Lease
+	if list == nil {
+		err := each(s.leases.Map, func(k key, l lease) error {
+			if l.Owner == (owner{}) {
+				unknown = append(unknown, l.lease(k.addr()))
+			}
+			return nil
+		})
+		return unknown, err
+	}
+	for _, a := range list {
+		l, err := s.lookup(a)
+		switch {
+		case errors.Is(err, ErrNotLeased):
+		case err != nil:
+			return nil, err
+		case !l.Owner.Known():
+			unknown = append(unknown, l)
+		}
+	}
+	return unknown, nil
 }
 
 // Import makes leases that another plugin noted, beside those there are, and returns those that

@@ -108,6 +108,43 @@ func (v *View) Leases() ([]Lease, error) {
 // Lookup returns the lease of an address: ErrNotLeased if there is none.
 func (v *View) Lookup(a netip.Addr) (Lease, error) { return lookup(v.leases, a) }
 
+// Conflict is an address that an attachment has and that is leased to another one, or to nobody: the
+// zero Owner.
+type Conflict struct {
+	Network string
+	Address netip.Addr
+	Owner   Owner
+}
+
+// String says whose the address is.
+func (c Conflict) String() string {
+	if !c.Owner.Known() {
+		return fmt.Sprintf("leased to nobody in network %s", c.Network)
+	}
+	return fmt.Sprintf("leased to container %s, interface %s in network %s", c.Owner.ContainerID, c.Owner.IfName, c.Network)
+}
+
+// NotLeased returns which of an attachment's addresses are not leased to it, as far as they are of
+// the ranges: others are another IPAM plugin's. A lease of unknown owner may be its.
+func (v *View) NotLeased(o Owner, list []netip.Addr) ([]Conflict, error) {
+	var wrong []Conflict
+	for _, a := range list {
+		if !slices.ContainsFunc(v.Sets, func(set addrs.Set) bool { _, in := set.RangeOf(a); return in }) {
+			continue
+		}
+		l, err := v.Lookup(a)
+		switch {
+		case errors.Is(err, ErrNotLeased):
+			wrong = append(wrong, Conflict{Network: v.Network, Address: a})
+		case err != nil:
+			return wrong, err
+		case l.Owner.Known() && l.Owner != o:
+			wrong = append(wrong, Conflict{v.Network, a, l.Owner})
+		}
+	}
+	return wrong, nil
+}
+
 // Held returns the addresses that are leased to an attachment.
 func (v *View) Held(o Owner) ([]netip.Addr, error) { return held(v.owners, v.leases, o) }
 
@@ -161,6 +198,9 @@ func EntriesFor(sets []addrs.Set) uint32 {
 	attachments := uint64(math.MaxUint64)
 	for _, set := range sets {
 		attachments = min(attachments, set.Usable())
+	}
+	if len(sets) == 0 {
+		return least // the configuration is not known
 	}
 	if attachments > most {
 		return most

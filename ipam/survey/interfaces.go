@@ -47,6 +47,35 @@ func InUse(except string) (map[netip.Addr]bool, error) {
 	return used, nil
 }
 
+// In returns the addresses of the interfaces in the network namespace at path; none if there is no
+// such namespace.
+func In(path string) (map[netip.Addr]bool, error) {
+	f, err := openNetns(path)
+	if err != nil || f == nil {
+		return nil, err
+	}
+	defer f.Close()
+	socket, err := netlink.NewHandleAt(netns.NsHandle(f.Fd()), unix.NETLINK_ROUTE)
+	if errors.Is(err, unix.EINVAL) {
+		return nil, nil // no network namespace, as a file that a namespace was mounted on
+	}
+	if err != nil {
+		return nil, fmt.Errorf("opening a netlink socket in %s: %w", path, err)
+	}
+	defer socket.Close()
+	list, err := socket.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("listing the addresses in %s: %w", path, err)
+	}
+	has := map[netip.Addr]bool{}
+	for _, one := range list {
+		if a, ok := netip.AddrFromSlice(one.IP); ok {
+			has[a.Unmap()] = true
+		}
+	}
+	return has, nil
+}
+
 // netnsID returns the number that the namespace at path has in this one, -1 if it has none.
 func netnsID(path string) (int, error) {
 	f, err := openNetns(path)

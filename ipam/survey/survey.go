@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -32,6 +33,15 @@ func Do(root pins.Root, network, except string) (leases.Survey, error) {
 	}
 	found.InUse, err = InUse(except)
 	return found, err
+}
+
+// Options are those to open a network's leases with, for who knows no more of it than its name. log
+// may be nil.
+func Options(root pins.Root, network string, log *slog.Logger) leases.Options {
+	return leases.Options{
+		Root: root, Network: network, Log: log,
+		Survey: func() (leases.Survey, error) { return Do(root, network, "") },
+	}
 }
 
 // attachments lists the addresses of the network's attachments, those on their way in or out too.

@@ -137,3 +137,23 @@ func TestLostLeases(t *testing.T) {
 		}
 	}
 }
+
+// TestAddOfLivePod: a second ADD of an attachment that is alive fails, and what its main plugin then undoes
+// (ptp asks its IPAM plugin before it finds the interface, and frees what it was given) leaves the pod its addresses.
+func TestAddOfLivePod(t *testing.T) {
+	for _, main := range []string{"bridge", "ptp"} {
+		t.Run(main, func(t *testing.T) {
+			n := startLeases(t)
+			w := tests.MustNetwork(t, n, tests.Conflist("net", "1.0.0", mains(n)[main]))
+			pod := tests.MustPod(t, n, "pod")
+			tests.MustAdd(t, w, pod)
+			had, owner := pod.IPv4(), pod.ContainerID
+			if _, err := w.Add(t.Context(), pod); err == nil {
+				t.Error("a second ADD of a living pod succeeded")
+			}
+			if all := leasesOf(t, n, "net"); len(all) != 2 || all[had].ContainerID != owner {
+				t.Errorf("leases of a pod that is alive: %v", all)
+			}
+		})
+	}
+}

@@ -38,7 +38,7 @@ var ipamRanges = map[string]tests.Conf{
 // every version: the results are the same, byte for byte, addresses in the same order, and so is
 // what happens when a range is exhausted or an address taken.
 func TestLikeHostLocal(t *testing.T) {
-	versions := []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}
+	versions := []string{"", "0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"}
 	for name, ranges := range ipamRanges {
 		t.Run(name, func(t *testing.T) {
 			n := startLeases(t)

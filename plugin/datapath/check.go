@@ -47,6 +47,8 @@ func compareMeta(m *Meta, opts AttachOptions) error {
 		{"host interface index", m.HostIndex, opts.HostIndex},
 		{"host interface", m.HostName, opts.HostName},
 		{"pod interface index", m.PodIndex, opts.PodIndex},
+		// which antiSpoof goes by
+		{"addresses", fmt.Sprint(m.Addresses), fmt.Sprint(opts.Addresses[:min(len(opts.Addresses), MaxAddresses)])},
 	} {
 		if field.have != field.want {
 			return fmt.Errorf("%w: it was made with %s %v, but that is now %v", ErrCheck, field.name, field.have, field.want)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -272,6 +273,7 @@ func TestCheckEachFault(t *testing.T) {
 		{"another mode", []datapath.Mode{datapath.ModeGeneric}, func(_ *testing.T, r *rig) { r.opts.Mode = datapath.ModeNative }, "mode generic", false},
 		{"another network", nil, func(_ *testing.T, r *rig) { r.opts.Network = "other" }, "network net", false},
 		{"another host end", nil, func(_ *testing.T, r *rig) { r.opts.HostIndex++ }, "host interface index", false},
+		{"another address", nil, func(_ *testing.T, r *rig) { r.opts.Addresses = []netip.Prefix{netip.MustParsePrefix("10.9.9.9/24")} }, "addresses", false},
 	} {
 		modes := test.modes
 		if modes == nil {

@@ -15,8 +15,6 @@
 /* RFC 8200, 4.5: the offset in frag_off, host byte order, and the M flag. */
 #define IPV6_OFFSET_MASK    0xfff8
 #define IPV6_MORE_FRAGMENTS 0x0001
-/* A reserved bit of frag_off, taken here to say that there is a fragment header. */
-#define IPV6_FRAGMENT_SEEN  0x0002
 
 /* RFC 8200, 4.5. */
 struct ipv6_fragment {
@@ -92,8 +90,6 @@ static __always_inline enum parse_result ipv6_parse(struct packet *pkt)
 				pkt->flags |= PACKET_FRAGMENT;
 			if (fragment & IPV6_OFFSET_MASK)
 				pkt->flags |= PACKET_LATER_FRAGMENT;
-			if (fragment & IPV6_FRAGMENT_SEEN)
-				pkt->flags |= PACKET_FRAGMENT_HEADER;
 			pkt->fragment_id = id;
 			pkt->l4_protocol = nexthdr;
 			pkt->l4_off = off;
@@ -107,7 +103,7 @@ static __always_inline enum parse_result ipv6_parse(struct packet *pkt)
 			return packet_short(pkt, off, sizeof(*ext));
 		is_fragment = ipv6_equal(nexthdr, IPPROTO_FRAGMENT);
 		is_auth = ipv6_equal(nexthdr, IPPROTO_AH);
-		fragment |= (bpf_ntohs(ext->frag_off) | IPV6_FRAGMENT_SEEN) & -is_fragment;
+		fragment |= bpf_ntohs(ext->frag_off) & -is_fragment;
 		id |= ext->identification & -is_fragment;
 		/* 8-byte units less one (RFC 8200, 4.2), 4-byte units less two (RFC 4302, 2.2) */
 		hdrlen = ext->hdrlen & (is_fragment - 1);

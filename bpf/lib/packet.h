@@ -38,14 +38,10 @@ enum protocol {
 };
 
 enum packet_flag {
-	PACKET_FRAGMENT = 1 << 0,        /* part of a fragmented datagram */
-	PACKET_LATER_FRAGMENT = 1 << 1,  /* and not its first part: without an L4 header */
-	PACKET_OPTIONS = 1 << 2,         /* IPv4 options or IPv6 extension headers */
-	PACKET_FRAGMENT_HEADER = 1 << 3, /* IPv6: has one, though it may be whole (RFC 6946) */
+	PACKET_FRAGMENT = 1 << 0,       /* part of a fragmented datagram */
+	PACKET_LATER_FRAGMENT = 1 << 1, /* and not its first part: without an L4 header */
+	PACKET_OPTIONS = 1 << 2,        /* IPv4 options or IPv6 extension headers */
 };
-
-/* All of them. */
-#define PACKET_FLAGS 0xf
 
 /*
  * One packet as every hook hands it to the core. The first part comes from the hook, the second

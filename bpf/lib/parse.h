@@ -34,7 +34,7 @@ static __always_inline enum parse_result parse(struct packet *pkt)
 			result = ipv6_parse(pkt);
 	}
 	pkt->family = verifier_forget(pkt, pkt->family, 3);
-	pkt->flags = verifier_forget(pkt, pkt->flags, PACKET_FLAGS);
+	pkt->flags = verifier_forget(pkt, pkt->flags, 7);
 	pkt->l4_off = verifier_forget(pkt, pkt->l4_off, 0x1fff);
 	pkt->payload_off = verifier_forget(pkt, pkt->payload_off, 0x1fff);
 	if (result == PARSE_OK && pkt->family != FAMILY_OTHER)

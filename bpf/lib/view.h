@@ -24,7 +24,7 @@ enum view_flag {
 	VIEW_ARP = 1 << 2,
 	VIEW_LATER_FRAGMENT = 1 << 3, /* without ports */
 	VIEW_FIRST_FRAGMENT = 1 << 4,
-	VIEW_FROM_HOST = 1 << 5, /* made on the node itself, as far as the kernel tells */
+	VIEW_FROM_HOST = 1 << 5, /* made on the node itself */
 	VIEW_NEIGHBOUR = 1 << 6, /* neighbour discovery or multicast listeners */
 	VIEW_CLAIM = 1 << 7,     /* claim holds an address that the packet claims */
 	VIEW_FALSE = 1 << 8,     /* claims what no pod may */
@@ -436,13 +436,6 @@ static __always_inline void view_ip(const struct packet *pkt, enum direction dir
 		view->flags |= VIEW_BROKEN;
 		return;
 	}
-	/*
-	 * The kernel forgets where fragments of IPv6 that it makes anew came in: where it tracks
-	 * connections, those of others' datagrams too (ip6_copy_metadata() in net/ipv6/ip6_output.c;
-	 * that of IPv4 copies skb_iif). One that holds all of a datagram is made too.
-	 */
-	if (pkt->flags & PACKET_FRAGMENT_HEADER)
-		view->flags &= ~VIEW_FROM_HOST;
 	if (pkt->flags & PACKET_LATER_FRAGMENT) {
 		view->flags |= VIEW_LATER_FRAGMENT;
 		return;

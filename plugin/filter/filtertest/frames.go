@@ -78,7 +78,7 @@ func ip(rng *rand.Rand, p *model.Packet) []packets.Layer {
 		if chance(rng, 6) {
 			layers = append(layers, packets.HopByHop())
 		}
-		if fragmented || p.Fragment.Atomic {
+		if fragmented || chance(rng, 8) {
 			layers = append(layers, packets.Fragment{ID: &p.Fragment.ID, Offset: offset, More: more})
 		}
 		if !p.Fragment.Later && chance(rng, 6) {

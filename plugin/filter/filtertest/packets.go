@@ -95,8 +95,6 @@ func RandomPacket(rng *rand.Rand, f *conf.Filter, d conf.Direction) model.Packet
 		if chance(rng, 2) {
 			p = later(rng, p)
 		}
-	} else if p.EtherType == model.EtherTypeIPv6 && chance(rng, 8) {
-		p.Fragment.Atomic = true
 	}
 	return p
 }
@@ -123,7 +121,7 @@ func familyICMP(p *model.Packet) uint8 {
 
 // later returns a later fragment of the datagram of p.
 func later(rng *rand.Rand, p model.Packet) model.Packet {
-	p.Fragment = model.Fragment{Later: true, ID: p.Fragment.ID}
+	p.Fragment.First, p.Fragment.Later = false, true
 	p.SrcPort, p.DstPort, p.TCPFlags, p.ICMP = 0, 0, 0, nil
 	if p.EtherType == model.EtherTypeIPv6 && chance(rng, 3) {
 		p.Protocol = destOp

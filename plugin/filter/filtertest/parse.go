@@ -133,7 +133,6 @@ func parseIPv6(r *reader, p *model.Packet) {
 		case 44:
 			offset := r.uint16()
 			setFragment(p, binary.BigEndian.Uint32(r.take(4)), offset&0xfff8 != 0, offset&1 != 0)
-			p.Fragment.Atomic = !p.Fragment.First && !p.Fragment.Later
 		case 51:
 			r.take((size+2)*4 - 2)
 		default:

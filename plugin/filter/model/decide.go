@@ -9,8 +9,9 @@ import (
 // Decide judges a packet that goes in direction d at now, a time since any fixed moment that never
 // goes back, and remembers what later packets are judged by.
 func (m *Model) Decide(p Packet, d conf.Direction, now time.Duration) Verdict {
+	fragmented := p.Fragment.First || p.Fragment.Later
 	switch {
-	case p.Broken || p.isFragment() && p.isND():
+	case p.Broken || fragmented && p.isND():
 		return drop(ReasonMalformed, StepParse)
 	case d == conf.Egress && m.filter.AntiSpoof && m.spoofed(&p):
 		return drop(ReasonSpoof, StepSpoof)
@@ -41,7 +42,7 @@ func (m *Model) decideIP(p *Packet, d conf.Direction, now time.Duration) Verdict
 	if ofFlow && !p.beginsTCP() {
 		known = m.live(key, now)
 	}
-	if d == conf.Ingress && m.filter.AllowHost && p.FromHost && !p.hasFragmentHeader() {
+	if d == conf.Ingress && m.filter.AllowHost && p.FromHost {
 		if ofFlow {
 			m.note(key, known, p, d, now)
 			if f := m.flows[key]; f != nil && known == nil {

@@ -11,9 +11,7 @@
 //     advertisements and redirects are spoofed whatever they hold.
 //  3. ARP passes. Of what is not IP besides, the default of the direction decides.
 //  4. Neighbour discovery and multicast listener messages pass.
-//  5. With allowHost, what the node itself sends to the pod passes, and makes a flow; but for IPv6
-//     fragments, atomic ones too, of which nobody can tell: those of other hosts' datagrams look alike
-//     where the node puts them together and makes them anew, as it does to track connections.
+//  5. With allowHost, what the node itself sends to the pod passes, and makes a flow.
 //  6. A later fragment passes if its first fragment did. If that is not known, or was dropped, the
 //     first rule decides whose addresses and protocol match; one that has ports, or an ICMP type,
 //     cannot, and it is dropped. What is dropped is not remembered, so that nobody fills the memory

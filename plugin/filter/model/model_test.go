@@ -61,7 +61,6 @@ func firstPart(id uint32) func(*Packet) {
 func laterPart(id uint32) func(*Packet) {
 	return func(p *Packet) { p.Fragment = Fragment{Later: true, ID: id}; p.ICMP = nil }
 }
-func atomic(p *Packet) { p.Fragment.Atomic = true }
 func icmp(icmpType, code uint8) func(*Packet) {
 	return func(p *Packet) { p.ICMP = &ICMP{Type: icmpType, Code: code} }
 }
@@ -244,9 +243,6 @@ func TestWhatNoRuleIsAskedAbout(t *testing.T) {
 		{"host", denyAll, i(in(6, fromHost), "pass @5")},
 		{"host, without allowHost", `{"allowHost":false,"default":{"ingress":"deny"}}`, i(in(6, fromHost), "drop default @9")},
 		{"host, later fragment", denyAll, i(in(17, fromHost, laterPart(1)), "pass @5")},
-		{"host, first fragment of IPv6", denyAll, i(in6(17, fromHost, firstPart(1)), "drop rule @9 rule 1")},
-		{"host, atomic fragment", denyAll, i(in6(17, fromHost, atomic), "drop rule @9 rule 1")},
-		{"host, later fragment of IPv6", denyAll, i(in6(17, fromHost, laterPart(1)), "drop rule @6 rule 1")},
 		{"host, redirect", denyAll, i(in(1, fromHost, icmp(5, 0)), "pass @5")},
 		{"to the host", denyAll, e(out(6, fromHost), "drop rule @9 rule 0")},
 	} {

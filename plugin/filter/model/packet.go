@@ -64,12 +64,10 @@ type ARP struct {
 }
 
 // Fragment says which part of a fragmented datagram a packet is; neither First nor Later is set if it
-// is whole.
+// is whole, as an atomic fragment (RFC 6946) is.
 type Fragment struct {
 	First, Later bool
-	// Atomic is set if it is whole, with an IPv6 fragment header all the same (RFC 6946).
-	Atomic bool
-	ID     uint32
+	ID           uint32
 }
 
 // ICMP is an ICMP or ICMPv6 message.
@@ -100,14 +98,6 @@ type Inner struct {
 }
 
 func (p *Packet) isIP() bool { return p.EtherType == EtherTypeIPv4 || p.EtherType == EtherTypeIPv6 }
-
-// isFragment says whether p is a part of a fragmented datagram.
-func (p *Packet) isFragment() bool { return p.Fragment.First || p.Fragment.Later }
-
-// hasFragmentHeader says whether p has an IPv6 fragment header.
-func (p *Packet) hasFragmentHeader() bool {
-	return p.EtherType == EtherTypeIPv6 && (p.isFragment() || p.Fragment.Atomic)
-}
 
 // isND says whether p is a neighbour discovery message (RFC 4861).
 func (p *Packet) isND() bool {

@@ -98,8 +98,13 @@ struct arp_ethernet {
 
 #define ND_OPTION_SOURCE_MAC 1
 #define ND_OPTION_TARGET_MAC 2
+
+/* Hop limits of what has not been through a router and of what cannot go (RFC 4861, 3.1; RFC 2710, 3). */
+#define ND_HOP_LIMIT  255
+#define MLD_HOP_LIMIT 1
+
 /* Options of a neighbour discovery message that are read; a longer list is malformed. */
-#define ND_MAX_OPTIONS       8
+#define ND_MAX_OPTIONS 8
 
 /* Bytes of the target in solicitations and advertisements of neighbours (RFC 4861, 4.3, 4.4). */
 #define ND_TARGET_LEN 16
@@ -397,6 +402,7 @@ static __always_inline void view_icmp(const struct packet *pkt, enum direction d
 				      struct view *view)
 {
 	__u8 type = view->icmp_type;
+	struct ipv6hdr *ip6;
 
 	if (view_is_about(pkt->l4_protocol, type)) {
 		view->flags |= VIEW_NO_FLOW;
@@ -406,15 +412,22 @@ static __always_inline void view_icmp(const struct packet *pkt, enum direction d
 	}
 	if (pkt->l4_protocol != IPPROTO_ICMPV6)
 		return;
+	ip6 = packet_header(pkt, pkt->l3_off, sizeof(*ip6));
+	if (!ip6)
+		return;
 	if (type >= ICMPV6_ROUTER_SOLICIT && type <= ICMPV6_REDIRECT) {
 		view->flags |= VIEW_NEIGHBOUR;
-		/* its receiver drops it as well (RFC 6980, 5), and its options cannot be checked */
-		if (view->flags & VIEW_FIRST_FRAGMENT)
+		/*
+		 * Its receiver drops it as well if it came through a router, and in fragments (RFC
+		 * 6980, 5), of which the options could not be checked.
+		 */
+		if (ip6->hop_limit != ND_HOP_LIMIT || (view->flags & VIEW_FIRST_FRAGMENT))
 			view->flags |= VIEW_BROKEN;
 		else
 			view_nd(pkt, view);
-	} else if ((type >= ICMPV6_MLD_QUERY && type <= ICMPV6_MLD_DONE) ||
-		   type == ICMPV6_MLD2_REPORT) {
+	} else if (ip6->hop_limit == MLD_HOP_LIMIT &&
+		   ((type >= ICMPV6_MLD_QUERY && type <= ICMPV6_MLD_DONE) ||
+		    type == ICMPV6_MLD2_REPORT)) {
 		view->flags |= VIEW_NEIGHBOUR;
 	}
 }

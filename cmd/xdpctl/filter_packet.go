@@ -257,10 +257,19 @@ func (p *packet) model(mac model.MAC, fromHost bool) model.Packet {
 		m.EtherType = model.EtherTypeIPv6
 	}
 	if p.icmp != nil {
+		m.HopLimit = p.hopLimit()
 		// a neighbour message claims no more than its source
 		m.ICMP = &model.ICMP{Type: p.icmp.Type, Code: *p.icmp.Code, ND: &model.ND{Target: m.Src}}
 	}
 	return m
+}
+
+// hopLimit is what ICMPv6 messages of the type have if they are to pass without rules.
+func (p *packet) hopLimit() uint8 {
+	if p.icmp.Type >= 133 && p.icmp.Type <= 137 { // neighbour discovery (RFC 4861)
+		return 255
+	}
+	return 1 // multicast listeners (RFC 2710)
 }
 
 // isError tells whether p is an ICMP message about another packet (RFC 1122, 3.2.2; RFC 4443, 2.1).

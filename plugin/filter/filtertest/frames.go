@@ -74,7 +74,7 @@ func ip(rng *rand.Rand, p *model.Packet) []packets.Layer {
 		}
 		layers = append(layers, header)
 	} else {
-		layers = append(layers, packets.IPv6{Src: p.Src, Dst: p.Dst})
+		layers = append(layers, packets.IPv6{Src: p.Src, Dst: p.Dst, HopLimit: &p.HopLimit})
 		if chance(rng, 6) {
 			layers = append(layers, packets.HopByHop())
 		}
@@ -202,7 +202,7 @@ func brokenFrame(rng *rand.Rand, outer []packets.Layer, etherType uint16) []byte
 	outer[len(outer)-1] = withType(outer[len(outer)-1], etherType)
 	build := func(layers ...packets.Layer) []byte { return packets.Frame(append(outer, layers...)...) }
 	cut := func(frame []byte) []byte { return frame[:start+rng.IntN(len(frame)-start)] }
-	own4, own6 := packets.IPv4{Src: local4, Dst: bases[0]}, packets.IPv6{Src: local6, Dst: bases[6]}
+	own4, own6 := packets.IPv4{Src: local4, Dst: bases[0]}, packets.IPv6{Src: local6, Dst: bases[6], HopLimit: new(uint8(255))}
 	udpHeader, tcpHeader := packets.UDP{}, packets.TCP{}
 	switch etherType {
 	case packets.EtherTypeVLAN: // too many tags

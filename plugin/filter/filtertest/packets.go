@@ -73,6 +73,9 @@ func RandomPacket(rng *rand.Rand, f *conf.Filter, d conf.Direction) model.Packet
 		p.Src = randomSource(rng, s.Remote.Is4())
 	}
 	p.Dst = s.Remote
+	if p.EtherType == model.EtherTypeIPv6 {
+		p.HopLimit = pick[uint8](rng, 255, 255, 255, 254, 1, 1)
+	}
 	if d == conf.Ingress {
 		p.Src, p.Dst = p.Dst, p.Src
 		p.FromHost = slices.Contains(Hosts(), p.Src)
@@ -236,7 +239,7 @@ func (t *Traffic) Next() (model.Packet, conf.Direction) {
 
 // answer returns a packet of the other direction without anything behind the IP header.
 func answer(p model.Packet, d conf.Direction) model.Packet {
-	a := model.Packet{Source: otherMAC, EtherType: p.EtherType, Src: p.Dst, Dst: p.Src, Protocol: p.Protocol}
+	a := model.Packet{Source: otherMAC, EtherType: p.EtherType, Src: p.Dst, Dst: p.Src, HopLimit: p.HopLimit, Protocol: p.Protocol}
 	if d == conf.Ingress {
 		a.Source = podMAC
 	} else {

@@ -115,7 +115,7 @@ func parseIPv6(r *reader, p *model.Packet) {
 	r.take(3)
 	length := int(r.uint16())
 	next := r.uint8()
-	r.take(1)
+	p.HopLimit = r.uint8()
 	p.Src, p.Dst = r.address6(), r.address6()
 	r.limit(length)
 	if version != 6 {

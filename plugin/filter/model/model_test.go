@@ -62,7 +62,7 @@ func laterPart(id uint32) func(*Packet) {
 	return func(p *Packet) { p.Fragment = Fragment{Later: true, ID: id}; p.ICMP = nil }
 }
 func icmp(icmpType, code uint8) func(*Packet) {
-	return func(p *Packet) { p.ICMP = &ICMP{Type: icmpType, Code: code} }
+	return func(p *Packet) { p.ICMP, p.HopLimit = &ICMP{Type: icmpType, Code: code}, 1 }
 }
 func echo(icmpType uint8, id uint16) func(*Packet) {
 	return func(p *Packet) { p.ICMP = &ICMP{Type: icmpType, Identifier: id} }
@@ -71,8 +71,9 @@ func about(icmpType uint8, inner *Inner) func(*Packet) {
 	return func(p *Packet) { p.ICMP = &ICMP{Type: icmpType, Inner: inner} }
 }
 func nd(icmpType uint8, n ND) func(*Packet) {
-	return func(p *Packet) { p.ICMP = &ICMP{Type: icmpType, ND: &n} }
+	return func(p *Packet) { p.ICMP, p.HopLimit = &ICMP{Type: icmpType, ND: &n}, 255 }
 }
+func hops(limit uint8) func(*Packet) { return func(p *Packet) { p.HopLimit = limit } }
 func ether(etherType uint16, arp *ARP) Packet {
 	return Packet{Source: podMAC, EtherType: etherType, ARP: arp}
 }
@@ -152,8 +153,10 @@ func TestBrokenAndSpoofed(t *testing.T) {
 		{"broken, egress", open, e(out(17, broken), "drop malformed @1")},
 		{"broken, ingress", open, i(in(17, broken), "drop malformed @1")},
 		{"broken before spoofed", open, e(out(17, broken, mac(otherMAC)), "drop malformed @1")},
-		{"neighbour discovery in a first fragment", loose, e(out6(58, icmp(135, 0), firstPart(1)), "drop malformed @1")},
-		{"neighbour discovery in a first fragment, ingress", loose, i(in6(58, icmp(136, 0), firstPart(1)), "drop malformed @1")},
+		{"neighbour discovery in a first fragment", loose, e(out6(58, nd(135, ND{}), firstPart(1)), "drop malformed @1")},
+		{"neighbour discovery in a first fragment, ingress", loose, i(in6(58, nd(136, ND{}), firstPart(1)), "drop malformed @1")},
+		{"neighbour discovery through a router", loose, e(out6(58, nd(135, ND{}), hops(254)), "drop malformed @1")},
+		{"neighbour discovery through a router, ingress", loose, i(in6(58, nd(136, ND{}), hops(254)), "drop malformed @1")},
 
 		{"another's MAC", open, e(out(17, mac(otherMAC)), "drop spoof @2")},
 		{"another's MAC, not IP", open, e(changed(ether(0x88cc, nil), []func(*Packet){mac(otherMAC)}), "drop spoof @2")},
@@ -235,6 +238,8 @@ func TestWhatNoRuleIsAskedAbout(t *testing.T) {
 		{"solicitation, ingress", closed, i(in6(58, nd(135, ND{})), "pass @4")},
 		{"MLD query, ingress", closed, i(in6(58, icmp(130, 0)), "pass @4")},
 		{"MLDv2 report, egress", denyAll, e(out6(58, icmp(143, 0)), "pass @4")},
+		{"MLD query that could be routed", denyAll, i(in6(58, icmp(130, 0), hops(2)), "drop rule @9 rule 1")},
+		{"MLDv2 report that could be routed", denyAll, e(out6(58, icmp(143, 0), hops(64)), "drop rule @9 rule 0")},
 		{"beside MLD", denyAll, i(in6(58, icmp(129, 0)), "drop rule @9 rule 1")},
 		{"beside ND", denyAll, i(in6(58, icmp(138, 0)), "drop rule @9 rule 1")},
 		{"beside MLDv2", denyAll, i(in6(58, icmp(142, 0)), "drop rule @9 rule 1")},

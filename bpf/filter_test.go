@@ -416,3 +416,16 @@ func TestNeighboursAreOnTheLink(t *testing.T) {
 		})
 	}
 }
+
+// TestDuplicateAddressDetection: who looks for another with an address claims it; whoever has not yet got
+// that address for sure would give it up (addrconf_dad_failure() in net/ipv6/addrconf.c).
+func TestDuplicateAddressDetection(t *testing.T) {
+	f := newFiltered(t, `{}`)
+	for _, test := range []struct {
+		target netip.Addr
+		want   bool
+	}{{pod6, true}, {filtertest.Pod().Addresses[2], true}, {remote6, false}} {
+		f.sends(t, conf.Egress, out(packets.IPv6{Src: netip.IPv6Unspecified(), Dst: remote6, HopLimit: new(uint8(255))},
+			packets.ICMPv6{Type: new(uint8(135)), Rest: new([4]byte)}, packets.Payload(test.target.AsSlice())), test.want)
+	}
+}

@@ -269,6 +269,19 @@ static __always_inline bool view_from_nowhere(const struct view *view)
 	return bits == 0;
 }
 
+/* Reads the target of a solicitation or advertisement that claims it (RFC 4861, 4.3 and 4.4). */
+static __always_inline void view_nd_target(const struct packet *pkt, struct view *view)
+{
+	__u8 *target = packet_header(pkt, pkt->l4_off + 8, ND_TARGET_LEN);
+
+	if (!target) {
+		view->flags |= VIEW_BROKEN;
+		return;
+	}
+	__builtin_memcpy(view->claim, target, ND_TARGET_LEN);
+	view->flags |= VIEW_CLAIM;
+}
+
 /*
  * Reads what a message of neighbour discovery claims (RFC 4861, 4). An option that cannot be
  * walked makes it broken, as it does for its receiver (RFC 4861, 6.1 and 7.1).
@@ -287,24 +300,22 @@ static __always_inline void view_nd(const struct packet *pkt, struct view *view)
 		view->flags |= VIEW_FALSE;
 		return;
 	case ICMPV6_NEIGHBOUR_SOLICIT:
-		/* its option is not for one without an address (RFC 4861, 4.3) */
-		if (view_from_nowhere(view))
-			mac_option = 0;
 		off += ND_TARGET_LEN;
+		if (!view_from_nowhere(view))
+			break;
+		/*
+		 * Duplicate address detection: its option is not for one without an address (RFC
+		 * 4861, 4.3). Another that does not yet use the target for sure gives it up (RFC
+		 * 4862, 5.4.3).
+		 */
+		mac_option = 0;
+		view_nd_target(pkt, view);
 		break;
-	default: { /* ICMPV6_NEIGHBOUR_ADVERT */
-		__u8 *target = packet_header(pkt, off, ND_TARGET_LEN);
-
-		if (!target) {
-			view->flags |= VIEW_BROKEN;
-			return;
-		}
-		__builtin_memcpy(view->claim, target, ND_TARGET_LEN);
-		view->flags |= VIEW_CLAIM;
+	default: /* ICMPV6_NEIGHBOUR_ADVERT */
+		off += ND_TARGET_LEN;
 		mac_option = ND_OPTION_TARGET_MAC;
-		off += ND_TARGET_LEN;
+		view_nd_target(pkt, view);
 		break;
-	}
 	}
 	view->options_off = off;
 	view->mac_option = mac_option;

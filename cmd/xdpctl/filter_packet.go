@@ -244,9 +244,9 @@ func (p *packet) turned(from, to uint8) (*packet, bool) {
 }
 
 // model returns the packet for the reference model, from the pod's MAC address.
-func (p *packet) model(mac model.MAC, fromHost bool) model.Packet {
+func (p *packet) model(pod model.Pod, fromHost bool) model.Packet {
 	m := model.Packet{
-		FromHost: fromHost, Source: mac, EtherType: model.EtherTypeIPv4,
+		FromHost: fromHost, Source: pod.MAC, EtherType: model.EtherTypeIPv4,
 		Src: p.local.address, SrcPort: p.local.port, Dst: p.remote.address, DstPort: p.remote.port,
 		Protocol: p.protocol, TCPFlags: model.SYN,
 	}
@@ -258,8 +258,12 @@ func (p *packet) model(mac model.MAC, fromHost bool) model.Packet {
 	}
 	if p.icmp != nil {
 		m.HopLimit = p.hopLimit()
-		// a neighbour message claims no more than its source
-		m.ICMP = &model.ICMP{Type: p.icmp.Type, Code: *p.icmp.Code, ND: &model.ND{Target: m.Src}}
+		// a neighbour message claims no more than its source, or what it is to be
+		target := m.Src
+		if m.Src == netip.IPv6Unspecified() {
+			target = ownAddress(pod.Addresses, false)
+		}
+		m.ICMP = &model.ICMP{Type: p.icmp.Type, Code: *p.icmp.Code, ND: &model.ND{Target: target}}
 	}
 	return m
 }

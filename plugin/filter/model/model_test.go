@@ -190,7 +190,8 @@ func TestBrokenAndSpoofed(t *testing.T) {
 		{":: by UDP", open, e(out6(17, from(none6), ports(68, 67)), "drop spoof @2")},
 
 		{"DAD", closed, e(out6(58, from(none6), nd(135, ND{Target: pod6})), "pass @4")},
-		{"DAD for another's address", closed, e(out6(58, from(none6), nd(135, ND{Target: peer6})), "pass @4")},
+		{"DAD for another's address", open, e(out6(58, from(none6), nd(135, ND{Target: peer6})), "drop spoof @2")},
+		{"DAD for another's address without antiSpoof", loose, e(out6(58, from(none6), nd(135, ND{Target: peer6})), "pass @4")},
 		{"DAD in a later fragment", open, e(out6(58, from(none6), laterPart(1)), "drop spoof @2")},
 		{"router solicitation from ::", closed, e(out6(58, from(none6), nd(133, ND{})), "pass @4")},
 		{"MLD report from ::", closed, e(out6(58, from(none6), icmp(131, 0)), "pass @4")},
@@ -203,7 +204,7 @@ func TestBrokenAndSpoofed(t *testing.T) {
 		{"solicitation", closed, e(out6(58, nd(135, ND{Target: peer6, SourceLinkLayer: own})), "pass @4")},
 		{"solicitation for another's MAC", open, e(out6(58, nd(135, ND{SourceLinkLayer: []MAC{otherMAC}})), "drop spoof @2")},
 		{"solicitation, second option", open, e(out6(58, nd(135, ND{SourceLinkLayer: []MAC{podMAC, otherMAC}})), "drop spoof @2")},
-		{"solicitation from ::, option", closed, e(out6(58, from(none6), nd(135, ND{SourceLinkLayer: []MAC{otherMAC}})), "pass @4")},
+		{"solicitation from ::, option", closed, e(out6(58, from(none6), nd(135, ND{Target: pod6, SourceLinkLayer: []MAC{otherMAC}})), "pass @4")},
 		{"solicitation from another's address", open, e(out6(58, from(peer6), nd(135, ND{})), "drop spoof @2")},
 		{"router solicitation for another's MAC", open, e(out6(58, nd(133, ND{SourceLinkLayer: []MAC{otherMAC}})), "drop spoof @2")},
 		{"router solicitation from ::, option", open, e(out6(58, from(none6), nd(133, ND{SourceLinkLayer: []MAC{otherMAC}})), "drop spoof @2")},

@@ -9,7 +9,6 @@
 
 #include "clock.h"
 #include "drop.h"
-#include "ethernet.h"
 #include "flow.h"
 #include "policy.h"
 #include "pod.h"
@@ -286,8 +285,7 @@ static __always_inline void filter_decide(const struct view *view, const struct 
 	struct flow *flow = NULL;
 	bool owned = false;
 
-	/* more tags than the parser looks through, of which the stack may take off any number */
-	if ((view->flags & VIEW_BROKEN) || ethernet_is_tag(view->ethertype)) {
+	if (view->flags & VIEW_BROKEN) {
 		decision->reason = DROP_MALFORMED;
 		return;
 	}
@@ -375,6 +373,9 @@ __attribute__((noinline)) int filter(__u32 number, __u32 slot_flags, __u32 ifind
 	flows = bpf_map_lookup_elem(&pod_flows, &number);
 	if (!view || !policy || policy->generation == 0 || !flows)
 		return VERDICT_DROP;
+	/* more tags than the parser looks through, of which the stack may take off any number */
+	if (view->ethertype == ETH_P_8021Q || view->ethertype == ETH_P_8021AD)
+		view->flags |= VIEW_BROKEN;
 	direction &= 1;
 	decision = &view->decision;
 	__builtin_memset(decision, 0, sizeof(*decision));

@@ -454,6 +454,12 @@ static __always_inline void view_ip(const struct packet *pkt, enum direction dir
 	view->flags |= VIEW_IP;
 	view->key.protocol = pkt->l4_protocol;
 	view->fragment_id = pkt->fragment_id;
+	/*
+	 * What is fragmented anew on its way through the node does not say where it came in
+	 * (ip6_copy_metadata() in net/ipv6/ip6_output.c; IPv4 does), and has such a header.
+	 */
+	if (pkt->family == FAMILY_IPV6 && (pkt->flags & PACKET_OPTIONS))
+		view->flags &= ~VIEW_FROM_HOST;
 	if (!view_addresses(pkt, pkt->family, pkt->l3_off, from_pod, &view->key)) {
 		view->flags |= VIEW_BROKEN;
 		return;

@@ -75,13 +75,13 @@ func ip(rng *rand.Rand, p *model.Packet) []packets.Layer {
 		layers = append(layers, header)
 	} else {
 		layers = append(layers, packets.IPv6{Src: p.Src, Dst: p.Dst, HopLimit: &p.HopLimit})
-		if chance(rng, 6) {
+		if !p.FromHost && chance(rng, 6) {
 			layers = append(layers, packets.HopByHop())
 		}
-		if fragmented || chance(rng, 8) {
+		if fragmented || !p.FromHost && chance(rng, 8) {
 			layers = append(layers, packets.Fragment{ID: &p.Fragment.ID, Offset: offset, More: more})
 		}
-		if !p.Fragment.Later && chance(rng, 6) {
+		if !p.Fragment.Later && !p.FromHost && chance(rng, 6) {
 			layers = append(layers, pick[packets.Layer](rng, packets.DestOptions(), packets.Routing(), packets.AH{ICV: make([]byte, 12)}))
 		}
 		layers[len(layers)-1] = withNext(layers[len(layers)-1], p.Protocol)

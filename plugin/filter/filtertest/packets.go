@@ -95,6 +95,7 @@ func RandomPacket(rng *rand.Rand, f *conf.Filter, d conf.Direction) model.Packet
 	}
 	if chance(rng, 8) {
 		p.Fragment = model.Fragment{First: true, ID: rng.Uint32N(4)}
+		p.FromHost = p.FromHost && p.EtherType == model.EtherTypeIPv4
 		if chance(rng, 2) {
 			p = later(rng, p)
 		}
@@ -250,7 +251,9 @@ func answer(p model.Packet, d conf.Direction) model.Packet {
 
 func (t *Traffic) reply(p model.Packet, d conf.Direction) model.Packet {
 	r := answer(p, d)
-	r.Fragment = p.Fragment
+	if r.Fragment = p.Fragment; r.Fragment != (model.Fragment{}) {
+		r.FromHost = r.FromHost && r.EtherType == model.EtherTypeIPv4
+	}
 	r.SrcPort, r.DstPort = p.DstPort, p.SrcPort
 	if p.Protocol == tcp && !p.Fragment.Later {
 		r.TCPFlags = randomFlags(t.rng)

@@ -37,7 +37,7 @@ type Packet struct {
 	// or with a link-layer address of another length than Ethernet's.
 	Broken bool
 	// FromHost is set if the source is one of the node's own addresses and the packet is not
-	// another's, forwarded.
+	// another's, forwarded. It is not set for IPv6 with extension headers, of which that is not known.
 	FromHost bool
 
 	Source    MAC    // of the Ethernet header

@@ -397,3 +397,41 @@ func TestErrorsGoToWhoeverIsQuoted(t *testing.T) {
 		})
 	}
 }
+
+// TestNeighboursAreOnTheLink: what passes without rules has not come, and does not go, through a router.
+func TestNeighboursAreOnTheLink(t *testing.T) {
+	f := newFiltered(t, `{"default":{"egress":"deny","ingress":"deny"}}`)
+	solicit := []packets.Layer{packets.ICMPv6{Type: new(uint8(135)), Rest: new([4]byte)}, packets.Payload(remote6.AsSlice())}
+	report := []packets.Layer{packets.ICMPv6{Type: new(uint8(143)), Rest: new([4]byte)}, packets.Data(200)}
+	for _, test := range []struct {
+		name     string
+		hopLimit uint8
+		message  []packets.Layer
+		want     bool
+	}{
+		{"neighbour discovery", 255, solicit, true},
+		{"neighbour discovery, routed", 254, solicit, false},
+		{"neighbour discovery, 1", 1, solicit, false},
+		{"multicast listeners", 1, report, true},
+		{"multicast listeners, routable", 2, report, false},
+		{"multicast listeners, 255", 255, report, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			f.sends(t, conf.Egress, out(append([]packets.Layer{packets.IPv6{Src: pod6, Dst: remote6, HopLimit: &test.hopLimit}}, test.message...)...), test.want)
+			f.sends(t, conf.Ingress, in(append([]packets.Layer{packets.IPv6{Src: remote6, Dst: pod6, HopLimit: &test.hopLimit}}, test.message...)...), test.want)
+		})
+	}
+}
+
+// TestDuplicateAddressDetection: who looks for another with an address claims it; whoever has not yet got
+// that address for sure would give it up (addrconf_dad_failure() in net/ipv6/addrconf.c).
+func TestDuplicateAddressDetection(t *testing.T) {
+	f := newFiltered(t, `{}`)
+	for _, test := range []struct {
+		target netip.Addr
+		want   bool
+	}{{pod6, true}, {filtertest.Pod().Addresses[2], true}, {remote6, false}} {
+		f.sends(t, conf.Egress, out(packets.IPv6{Src: netip.IPv6Unspecified(), Dst: remote6, HopLimit: new(uint8(255))},
+			packets.ICMPv6{Type: new(uint8(135)), Rest: new([4]byte)}, packets.Payload(test.target.AsSlice())), test.want)
+	}
+}

@@ -17,12 +17,6 @@ struct vlan_tag {
 	__be16 ethertype; /* of what follows, network byte order */
 };
 
-/* Whether a tag follows an EtherType in host byte order: eth_type_vlan() in include/linux/if_vlan.h. */
-static __always_inline bool ethernet_is_tag(__u16 ethertype)
-{
-	return ethertype == ETH_P_8021Q || ethertype == ETH_P_8021AD;
-}
-
 /*
  * Reads the Ethernet header and up to ETHERNET_MAX_TAGS tags; sets ethertype and l3_off. A tag
  * that the NIC or the stack has taken out of the frame (skb->vlan_tci) is not there to be read.
@@ -40,7 +34,7 @@ static __always_inline enum parse_result ethernet_parse(struct packet *pkt)
 		struct vlan_tag *tag;
 
 		/* what is likely is verified first, and what is like it then need not be */
-		if (__builtin_expect(!ethernet_is_tag(type), 1))
+		if (__builtin_expect(type != ETH_P_8021Q && type != ETH_P_8021AD, 1))
 			break;
 		tag = packet_header(pkt, off, sizeof(*tag));
 		if (!tag)

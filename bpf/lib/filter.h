@@ -9,7 +9,6 @@
 
 #include "clock.h"
 #include "drop.h"
-#include "ethernet.h"
 #include "flow.h"
 #include "policy.h"
 #include "pod.h"
@@ -286,8 +285,7 @@ static __always_inline void filter_decide(struct view *view, const struct policy
 	struct flow *flow = NULL;
 	bool owned = false;
 
-	/* more tags than the parser looks through, of which the stack may take off any number */
-	if ((view->flags & VIEW_BROKEN) || ethernet_is_tag(view->ethertype)) {
+	if (view->flags & VIEW_BROKEN) {
 		decision->reason = DROP_MALFORMED;
 		return;
 	}
@@ -372,6 +370,9 @@ static __always_inline enum verdict filter_run(struct view *view, const struct p
 	flows = bpf_map_lookup_elem(&pod_flows, &number);
 	if (!policy || policy->generation == 0 || !flows)
 		return VERDICT_DROP;
+	/* more tags than the parser looks through, of which the stack may take off any number */
+	if (view->ethertype == ETH_P_8021Q || view->ethertype == ETH_P_8021AD)
+		view->flags |= VIEW_BROKEN;
 	__builtin_memset(decision, 0, sizeof(*decision));
 	decision->now = clock_now();
 	filter_decide(view, policy, flows, place, direction, decision);

@@ -100,8 +100,13 @@ struct arp_ethernet {
 
 #define ND_OPTION_SOURCE_MAC 1
 #define ND_OPTION_TARGET_MAC 2
+
+/* Hop limits of what has not been through a router and of what cannot go (RFC 4861, 3.1; RFC 2710, 3). */
+#define ND_HOP_LIMIT  255
+#define MLD_HOP_LIMIT 1
+
 /* Options of a neighbour discovery message that are read; a longer list is malformed. */
-#define ND_MAX_OPTIONS       8
+#define ND_MAX_OPTIONS 8
 
 /* Bytes of the target in solicitations and advertisements of neighbours (RFC 4861, 4.3, 4.4). */
 #define ND_TARGET_LEN 16
@@ -266,6 +271,19 @@ static __always_inline bool view_from_nowhere(const struct view *view)
 	return bits == 0;
 }
 
+/* Reads the target of a solicitation or advertisement that claims it (RFC 4861, 4.3 and 4.4). */
+static __always_inline void view_nd_target(const struct packet *pkt, struct view *view)
+{
+	__u8 *target = packet_header(pkt, pkt->l4_off + 8, ND_TARGET_LEN);
+
+	if (!target) {
+		view->flags |= VIEW_BROKEN;
+		return;
+	}
+	__builtin_memcpy(view->claim, target, ND_TARGET_LEN);
+	view->flags |= VIEW_CLAIM;
+}
+
 /*
  * Reads what a message of neighbour discovery claims (RFC 4861, 4). An option that cannot be
  * walked makes it broken, as it does for its receiver (RFC 4861, 6.1 and 7.1).
@@ -284,24 +302,22 @@ static __always_inline void view_nd(const struct packet *pkt, struct view *view)
 		view->flags |= VIEW_FALSE;
 		return;
 	case ICMPV6_NEIGHBOUR_SOLICIT:
-		/* its option is not for one without an address (RFC 4861, 4.3) */
-		if (view_from_nowhere(view))
-			mac_option = 0;
 		off += ND_TARGET_LEN;
+		if (!view_from_nowhere(view))
+			break;
+		/*
+		 * Duplicate address detection: its option is not for one without an address (RFC
+		 * 4861, 4.3). Another that does not yet use the target for sure gives it up (RFC
+		 * 4862, 5.4.3).
+		 */
+		mac_option = 0;
+		view_nd_target(pkt, view);
 		break;
-	default: { /* ICMPV6_NEIGHBOUR_ADVERT */
-		__u8 *target = packet_header(pkt, off, ND_TARGET_LEN);
-
-		if (!target) {
-			view->flags |= VIEW_BROKEN;
-			return;
-		}
-		__builtin_memcpy(view->claim, target, ND_TARGET_LEN);
-		view->flags |= VIEW_CLAIM;
+	default: /* ICMPV6_NEIGHBOUR_ADVERT */
+		off += ND_TARGET_LEN;
 		mac_option = ND_OPTION_TARGET_MAC;
-		off += ND_TARGET_LEN;
+		view_nd_target(pkt, view);
 		break;
-	}
 	}
 	view->options_off = off;
 	view->mac_option = mac_option;
@@ -399,6 +415,7 @@ static __always_inline void view_icmp(const struct packet *pkt, enum direction d
 				      struct view *view)
 {
 	__u8 type = view->icmp_type;
+	struct ipv6hdr *ip6;
 
 	if (view_is_about(pkt->l4_protocol, type)) {
 		view->flags |= VIEW_NO_FLOW;
@@ -408,15 +425,22 @@ static __always_inline void view_icmp(const struct packet *pkt, enum direction d
 	}
 	if (pkt->l4_protocol != IPPROTO_ICMPV6)
 		return;
+	ip6 = packet_header(pkt, pkt->l3_off, sizeof(*ip6));
+	if (!ip6)
+		return;
 	if (type >= ICMPV6_ROUTER_SOLICIT && type <= ICMPV6_REDIRECT) {
 		view->flags |= VIEW_NEIGHBOUR;
-		/* its receiver drops it as well (RFC 6980, 5), and its options cannot be checked */
-		if (view->flags & VIEW_FIRST_FRAGMENT)
+		/*
+		 * Its receiver drops it as well if it came through a router, and in fragments (RFC
+		 * 6980, 5), of which the options could not be checked.
+		 */
+		if (ip6->hop_limit != ND_HOP_LIMIT || (view->flags & VIEW_FIRST_FRAGMENT))
 			view->flags |= VIEW_BROKEN;
 		else
 			view_nd(pkt, view);
-	} else if ((type >= ICMPV6_MLD_QUERY && type <= ICMPV6_MLD_DONE) ||
-		   type == ICMPV6_MLD2_REPORT) {
+	} else if (ip6->hop_limit == MLD_HOP_LIMIT &&
+		   ((type >= ICMPV6_MLD_QUERY && type <= ICMPV6_MLD_DONE) ||
+		    type == ICMPV6_MLD2_REPORT)) {
 		view->flags |= VIEW_NEIGHBOUR;
 	}
 }
@@ -432,6 +456,12 @@ static __always_inline void view_ip(const struct packet *pkt, enum direction dir
 	view->flags |= VIEW_IP;
 	view->key.protocol = pkt->l4_protocol;
 	view->fragment_id = pkt->fragment_id;
+	/*
+	 * What is fragmented anew on its way through the node does not say where it came in
+	 * (ip6_copy_metadata() in net/ipv6/ip6_output.c; IPv4 does), and has such a header.
+	 */
+	if (pkt->family == FAMILY_IPV6 && (pkt->flags & PACKET_OPTIONS))
+		view->flags &= ~VIEW_FROM_HOST;
 	if (!view_addresses(pkt, pkt->family, pkt->l3_off, from_pod, &view->key)) {
 		view->flags |= VIEW_BROKEN;
 		return;

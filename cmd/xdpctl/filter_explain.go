@@ -110,7 +110,7 @@ func newExplanation(f *conf.Filter, p packet, pod subjectPod) *explanation {
 func explain(f *conf.Filter, compiled *filter.Policy, p packet, pod subjectPod) (*testReport, error) {
 	e := newExplanation(f, p, pod)
 	fromHost := p.direction == conf.Ingress && slices.Contains(pod.hosts, p.remote.address)
-	v := model.New(e.judge, f).Decide(e.packet.model(pod.mac, fromHost), p.direction, 0)
+	v := model.New(e.judge, f).Decide(e.packet.model(e.judge, fromHost), p.direction, 0)
 
 	report := &testReport{
 		Packet: newPacketReport(&e.packet, e.anonymous), Verdict: verdictText(v),
@@ -359,8 +359,8 @@ func (e *explanation) asAnswer() string {
 	m := model.New(e.judge, e.filter)
 	flow := newPacketReport(opener, e.anonymous)
 	fromHost := opener.direction == conf.Ingress && slices.Contains(e.pod.hosts, opener.remote.address)
-	if m.Decide(opener.model(e.pod.mac, fromHost), opener.direction, 0).Pass {
-		answer := e.packet.model(e.pod.mac, false)
+	if m.Decide(opener.model(e.judge, fromHost), opener.direction, 0).Pass {
+		answer := e.packet.model(e.judge, false)
 		answer.TCPFlags |= model.ACK
 		if m.Decide(answer, e.packet.direction, 0).Pass {
 			return fmt.Sprintf("it would pass as an answer in a flow that began with %s, which %s", flow, rulesSay(e.filter, opener))

@@ -244,9 +244,9 @@ func (p *packet) turned(from, to uint8) (*packet, bool) {
 }
 
 // model returns the packet for the reference model, from the pod's MAC address.
-func (p *packet) model(mac model.MAC, fromHost bool) model.Packet {
+func (p *packet) model(pod model.Pod, fromHost bool) model.Packet {
 	m := model.Packet{
-		FromHost: fromHost, Source: mac, EtherType: model.EtherTypeIPv4,
+		FromHost: fromHost, Source: pod.MAC, EtherType: model.EtherTypeIPv4,
 		Src: p.local.address, SrcPort: p.local.port, Dst: p.remote.address, DstPort: p.remote.port,
 		Protocol: p.protocol, TCPFlags: model.SYN,
 	}
@@ -257,10 +257,23 @@ func (p *packet) model(mac model.MAC, fromHost bool) model.Packet {
 		m.EtherType = model.EtherTypeIPv6
 	}
 	if p.icmp != nil {
-		// a neighbour message claims no more than its source
-		m.ICMP = &model.ICMP{Type: p.icmp.Type, Code: *p.icmp.Code, ND: &model.ND{Target: m.Src}}
+		m.HopLimit = p.hopLimit()
+		// a neighbour message claims no more than its source, or what it is to be
+		target := m.Src
+		if m.Src == netip.IPv6Unspecified() {
+			target = ownAddress(pod.Addresses, false)
+		}
+		m.ICMP = &model.ICMP{Type: p.icmp.Type, Code: *p.icmp.Code, ND: &model.ND{Target: target}}
 	}
 	return m
+}
+
+// hopLimit is what ICMPv6 messages of the type have if they are to pass without rules.
+func (p *packet) hopLimit() uint8 {
+	if p.icmp.Type >= 133 && p.icmp.Type <= 137 { // neighbour discovery (RFC 4861)
+		return 255
+	}
+	return 1 // multicast listeners (RFC 2710)
 }
 
 // isError tells whether p is an ICMP message about another packet (RFC 1122, 3.2.2; RFC 4443, 2.1).

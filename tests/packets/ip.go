@@ -87,6 +87,7 @@ type IPv6 struct {
 	Version    *uint8
 	PayloadLen *uint16
 	NextHeader *uint8 // default: that of the next layer
+	HopLimit   *uint8 // default: 64
 }
 
 func (IPv6) etherType() uint16 { return EtherTypeIPv6 }
@@ -101,7 +102,7 @@ func (ip IPv6) marshal(payload []byte, at position) []byte {
 	src, dst := ip.addresses()
 	header := []byte{or(ip.Version, 6) << 4, 0, 0, 0}
 	header = binary.BigEndian.AppendUint16(header, or(ip.PayloadLen, uint16(len(payload))))
-	header = append(header, protocol(ip.NextHeader, at.next), 64)
+	header = append(header, protocol(ip.NextHeader, at.next), or(ip.HopLimit, 64))
 	header = append(header, src[:]...)
 	header = append(header, dst[:]...)
 	return append(header, payload...)

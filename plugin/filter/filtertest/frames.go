@@ -74,14 +74,14 @@ func ip(rng *rand.Rand, p *model.Packet) []packets.Layer {
 		}
 		layers = append(layers, header)
 	} else {
-		layers = append(layers, packets.IPv6{Src: p.Src, Dst: p.Dst})
-		if chance(rng, 6) {
+		layers = append(layers, packets.IPv6{Src: p.Src, Dst: p.Dst, HopLimit: &p.HopLimit})
+		if !p.FromHost && chance(rng, 6) {
 			layers = append(layers, packets.HopByHop())
 		}
-		if fragmented || chance(rng, 8) {
+		if fragmented || !p.FromHost && chance(rng, 8) {
 			layers = append(layers, packets.Fragment{ID: &p.Fragment.ID, Offset: offset, More: more})
 		}
-		if !p.Fragment.Later && chance(rng, 6) {
+		if !p.Fragment.Later && !p.FromHost && chance(rng, 6) {
 			layers = append(layers, pick[packets.Layer](rng, packets.DestOptions(), packets.Routing(), packets.AH{ICV: make([]byte, 12)}))
 		}
 		layers[len(layers)-1] = withNext(layers[len(layers)-1], p.Protocol)
@@ -202,7 +202,7 @@ func brokenFrame(rng *rand.Rand, outer []packets.Layer, etherType uint16) []byte
 	outer[len(outer)-1] = withType(outer[len(outer)-1], etherType)
 	build := func(layers ...packets.Layer) []byte { return packets.Frame(append(outer, layers...)...) }
 	cut := func(frame []byte) []byte { return frame[:start+rng.IntN(len(frame)-start)] }
-	own4, own6 := packets.IPv4{Src: local4, Dst: bases[0]}, packets.IPv6{Src: local6, Dst: bases[6]}
+	own4, own6 := packets.IPv4{Src: local4, Dst: bases[0]}, packets.IPv6{Src: local6, Dst: bases[6], HopLimit: new(uint8(255))}
 	udpHeader, tcpHeader := packets.UDP{}, packets.TCP{}
 	switch etherType {
 	case packets.EtherTypeVLAN: // too many tags

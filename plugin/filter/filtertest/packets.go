@@ -73,6 +73,9 @@ func RandomPacket(rng *rand.Rand, f *conf.Filter, d conf.Direction) model.Packet
 		p.Src = randomSource(rng, s.Remote.Is4())
 	}
 	p.Dst = s.Remote
+	if p.EtherType == model.EtherTypeIPv6 {
+		p.HopLimit = pick[uint8](rng, 255, 255, 255, 254, 1, 1)
+	}
 	if d == conf.Ingress {
 		p.Src, p.Dst = p.Dst, p.Src
 		p.FromHost = slices.Contains(Hosts(), p.Src)
@@ -92,6 +95,7 @@ func RandomPacket(rng *rand.Rand, f *conf.Filter, d conf.Direction) model.Packet
 	}
 	if chance(rng, 8) {
 		p.Fragment = model.Fragment{First: true, ID: rng.Uint32N(4)}
+		p.FromHost = p.FromHost && p.EtherType == model.EtherTypeIPv4
 		if chance(rng, 2) {
 			p = later(rng, p)
 		}
@@ -236,7 +240,7 @@ func (t *Traffic) Next() (model.Packet, conf.Direction) {
 
 // answer returns a packet of the other direction without anything behind the IP header.
 func answer(p model.Packet, d conf.Direction) model.Packet {
-	a := model.Packet{Source: otherMAC, EtherType: p.EtherType, Src: p.Dst, Dst: p.Src, Protocol: p.Protocol}
+	a := model.Packet{Source: otherMAC, EtherType: p.EtherType, Src: p.Dst, Dst: p.Src, HopLimit: p.HopLimit, Protocol: p.Protocol}
 	if d == conf.Ingress {
 		a.Source = podMAC
 	} else {
@@ -247,7 +251,9 @@ func answer(p model.Packet, d conf.Direction) model.Packet {
 
 func (t *Traffic) reply(p model.Packet, d conf.Direction) model.Packet {
 	r := answer(p, d)
-	r.Fragment = p.Fragment
+	if r.Fragment = p.Fragment; r.Fragment != (model.Fragment{}) {
+		r.FromHost = r.FromHost && r.EtherType == model.EtherTypeIPv4
+	}
 	r.SrcPort, r.DstPort = p.DstPort, p.SrcPort
 	if p.Protocol == tcp && !p.Fragment.Later {
 		r.TCPFlags = randomFlags(t.rng)

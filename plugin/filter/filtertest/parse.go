@@ -33,7 +33,7 @@ func Parse(frame []byte, d conf.Direction) model.Packet {
 	case model.EtherTypeIPv6:
 		parseIPv6(r, &p)
 	}
-	p.FromHost = d == conf.Ingress && slices.Contains(Hosts(), p.Src)
+	p.FromHost = d == conf.Ingress && slices.Contains(Hosts(), p.Src) && !r.extended
 	if r.broken {
 		return model.Packet{Broken: true, Source: p.Source, EtherType: p.EtherType}
 	}
@@ -42,8 +42,9 @@ func Parse(frame []byte, d conf.Direction) model.Packet {
 
 // reader takes bytes off the front of data; past its end it returns zeros, and is broken.
 type reader struct {
-	data   []byte
-	broken bool
+	data     []byte
+	broken   bool
+	extended bool // there were IPv6 extension headers
 }
 
 func (r *reader) take(n int) []byte {
@@ -115,7 +116,7 @@ func parseIPv6(r *reader, p *model.Packet) {
 	r.take(3)
 	length := int(r.uint16())
 	next := r.uint8()
-	r.take(1)
+	p.HopLimit = r.uint8()
 	p.Src, p.Dst = r.address6(), r.address6()
 	r.limit(length)
 	if version != 6 {
@@ -126,6 +127,7 @@ func parseIPv6(r *reader, p *model.Packet) {
 			r.broken = true
 			return
 		}
+		r.extended = true
 		kind := next
 		next = r.uint8()
 		size := int(r.uint8())

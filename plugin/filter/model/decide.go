@@ -11,7 +11,7 @@ import (
 func (m *Model) Decide(p Packet, d conf.Direction, now time.Duration) Verdict {
 	fragmented := p.Fragment.First || p.Fragment.Later
 	switch {
-	case p.Broken || fragmented && p.isND():
+	case p.Broken || p.isND() && (fragmented || p.HopLimit != 255): // RFC 6980, 5; RFC 4861, 6.1 and 7.1
 		return drop(ReasonMalformed, StepParse)
 	case d == conf.Egress && m.filter.AntiSpoof && m.spoofed(&p):
 		return drop(ReasonSpoof, StepSpoof)

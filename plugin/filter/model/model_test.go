@@ -62,7 +62,7 @@ func laterPart(id uint32) func(*Packet) {
 	return func(p *Packet) { p.Fragment = Fragment{Later: true, ID: id}; p.ICMP = nil }
 }
 func icmp(icmpType, code uint8) func(*Packet) {
-	return func(p *Packet) { p.ICMP = &ICMP{Type: icmpType, Code: code} }
+	return func(p *Packet) { p.ICMP, p.HopLimit = &ICMP{Type: icmpType, Code: code}, 1 }
 }
 func echo(icmpType uint8, id uint16) func(*Packet) {
 	return func(p *Packet) { p.ICMP = &ICMP{Type: icmpType, Identifier: id} }
@@ -71,8 +71,9 @@ func about(icmpType uint8, inner *Inner) func(*Packet) {
 	return func(p *Packet) { p.ICMP = &ICMP{Type: icmpType, Inner: inner} }
 }
 func nd(icmpType uint8, n ND) func(*Packet) {
-	return func(p *Packet) { p.ICMP = &ICMP{Type: icmpType, ND: &n} }
+	return func(p *Packet) { p.ICMP, p.HopLimit = &ICMP{Type: icmpType, ND: &n}, 255 }
 }
+func hops(limit uint8) func(*Packet) { return func(p *Packet) { p.HopLimit = limit } }
 func ether(etherType uint16, arp *ARP) Packet {
 	return Packet{Source: podMAC, EtherType: etherType, ARP: arp}
 }
@@ -152,8 +153,10 @@ func TestBrokenAndSpoofed(t *testing.T) {
 		{"broken, egress", open, e(out(17, broken), "drop malformed @1")},
 		{"broken, ingress", open, i(in(17, broken), "drop malformed @1")},
 		{"broken before spoofed", open, e(out(17, broken, mac(otherMAC)), "drop malformed @1")},
-		{"neighbour discovery in a first fragment", loose, e(out6(58, icmp(135, 0), firstPart(1)), "drop malformed @1")},
-		{"neighbour discovery in a first fragment, ingress", loose, i(in6(58, icmp(136, 0), firstPart(1)), "drop malformed @1")},
+		{"neighbour discovery in a first fragment", loose, e(out6(58, nd(135, ND{}), firstPart(1)), "drop malformed @1")},
+		{"neighbour discovery in a first fragment, ingress", loose, i(in6(58, nd(136, ND{}), firstPart(1)), "drop malformed @1")},
+		{"neighbour discovery through a router", loose, e(out6(58, nd(135, ND{}), hops(254)), "drop malformed @1")},
+		{"neighbour discovery through a router, ingress", loose, i(in6(58, nd(136, ND{}), hops(254)), "drop malformed @1")},
 
 		{"another's MAC", open, e(out(17, mac(otherMAC)), "drop spoof @2")},
 		{"another's MAC, not IP", open, e(changed(ether(0x88cc, nil), []func(*Packet){mac(otherMAC)}), "drop spoof @2")},
@@ -187,7 +190,8 @@ func TestBrokenAndSpoofed(t *testing.T) {
 		{":: by UDP", open, e(out6(17, from(none6), ports(68, 67)), "drop spoof @2")},
 
 		{"DAD", closed, e(out6(58, from(none6), nd(135, ND{Target: pod6})), "pass @4")},
-		{"DAD for another's address", closed, e(out6(58, from(none6), nd(135, ND{Target: peer6})), "pass @4")},
+		{"DAD for another's address", open, e(out6(58, from(none6), nd(135, ND{Target: peer6})), "drop spoof @2")},
+		{"DAD for another's address without antiSpoof", loose, e(out6(58, from(none6), nd(135, ND{Target: peer6})), "pass @4")},
 		{"DAD in a later fragment", open, e(out6(58, from(none6), laterPart(1)), "drop spoof @2")},
 		{"router solicitation from ::", closed, e(out6(58, from(none6), nd(133, ND{})), "pass @4")},
 		{"MLD report from ::", closed, e(out6(58, from(none6), icmp(131, 0)), "pass @4")},
@@ -200,7 +204,7 @@ func TestBrokenAndSpoofed(t *testing.T) {
 		{"solicitation", closed, e(out6(58, nd(135, ND{Target: peer6, SourceLinkLayer: own})), "pass @4")},
 		{"solicitation for another's MAC", open, e(out6(58, nd(135, ND{SourceLinkLayer: []MAC{otherMAC}})), "drop spoof @2")},
 		{"solicitation, second option", open, e(out6(58, nd(135, ND{SourceLinkLayer: []MAC{podMAC, otherMAC}})), "drop spoof @2")},
-		{"solicitation from ::, option", closed, e(out6(58, from(none6), nd(135, ND{SourceLinkLayer: []MAC{otherMAC}})), "pass @4")},
+		{"solicitation from ::, option", closed, e(out6(58, from(none6), nd(135, ND{Target: pod6, SourceLinkLayer: []MAC{otherMAC}})), "pass @4")},
 		{"solicitation from another's address", open, e(out6(58, from(peer6), nd(135, ND{})), "drop spoof @2")},
 		{"router solicitation for another's MAC", open, e(out6(58, nd(133, ND{SourceLinkLayer: []MAC{otherMAC}})), "drop spoof @2")},
 		{"router solicitation from ::, option", open, e(out6(58, from(none6), nd(133, ND{SourceLinkLayer: []MAC{otherMAC}})), "drop spoof @2")},
@@ -235,6 +239,8 @@ func TestWhatNoRuleIsAskedAbout(t *testing.T) {
 		{"solicitation, ingress", closed, i(in6(58, nd(135, ND{})), "pass @4")},
 		{"MLD query, ingress", closed, i(in6(58, icmp(130, 0)), "pass @4")},
 		{"MLDv2 report, egress", denyAll, e(out6(58, icmp(143, 0)), "pass @4")},
+		{"MLD query that could be routed", denyAll, i(in6(58, icmp(130, 0), hops(2)), "drop rule @9 rule 1")},
+		{"MLDv2 report that could be routed", denyAll, e(out6(58, icmp(143, 0), hops(64)), "drop rule @9 rule 0")},
 		{"beside MLD", denyAll, i(in6(58, icmp(129, 0)), "drop rule @9 rule 1")},
 		{"beside ND", denyAll, i(in6(58, icmp(138, 0)), "drop rule @9 rule 1")},
 		{"beside MLDv2", denyAll, i(in6(58, icmp(142, 0)), "drop rule @9 rule 1")},

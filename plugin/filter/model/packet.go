@@ -37,7 +37,7 @@ type Packet struct {
 	// or with a link-layer address of another length than Ethernet's.
 	Broken bool
 	// FromHost is set if the source is one of the node's own addresses and the packet is not
-	// another's, forwarded.
+	// another's, forwarded. It is not set for IPv6 with extension headers, of which that is not known.
 	FromHost bool
 
 	Source    MAC    // of the Ethernet header
@@ -49,6 +49,7 @@ type Packet struct {
 
 	// Src and Dst may be IPv4-mapped in IPv6. To the filter they are then IPv4.
 	Src, Dst netip.Addr
+	HopLimit uint8 // of IPv6
 	Protocol uint8 // of the header behind the extension headers; of a later fragment, as its fragment header says
 	Fragment Fragment
 	// SrcPort and DstPort are those of TCP, UDP and SCTP. A later fragment has none of what follows.
@@ -104,9 +105,9 @@ func (p *Packet) isND() bool {
 	return p.Protocol == protocolICMPv6 && p.ICMP != nil && p.ICMP.Type >= 133 && p.ICMP.Type <= 137
 }
 
-// isMLD says whether p is a multicast listener message (RFC 2710, RFC 3810).
+// isMLD says whether p is a multicast listener message (RFC 2710, RFC 3810), which no router forwards.
 func (p *Packet) isMLD() bool {
-	if p.Protocol != protocolICMPv6 || p.ICMP == nil {
+	if p.Protocol != protocolICMPv6 || p.ICMP == nil || p.HopLimit != 1 {
 		return false
 	}
 	t := p.ICMP.Type

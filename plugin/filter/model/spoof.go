@@ -63,7 +63,10 @@ func (m *Model) spoofedND(p *Packet) bool {
 	case 134, 137:
 		return true
 	case 135:
-		return p.Src != netip.IPv6Unspecified() && others(nd.SourceLinkLayer)
+		if p.Src == netip.IPv6Unspecified() { // duplicate address detection (RFC 4862, 5.4.3)
+			return !m.owns(nd.Target)
+		}
+		return others(nd.SourceLinkLayer)
 	default: // 136
 		return !m.owns(nd.Target) || others(nd.TargetLinkLayer)
 	}

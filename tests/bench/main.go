@@ -53,6 +53,7 @@ var sections = []section{
 	{name: "chain", about: "ADD and DEL against other chained plugins, and where the time of ADD goes", run: (*bench).chain},
 	{name: "packet", about: "what a packet costs in the programs, over one that only passes it", run: (*bench).packet, tests: true},
 	{name: "traffic", about: "TCP and UDP between two pods, against the same without the plugin", run: (*bench).traffic},
+	{name: "filter", about: "what a filter costs, by the number of its rules", run: (*bench).filter},
 }
 
 func main() {

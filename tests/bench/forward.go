@@ -71,6 +71,7 @@ type stream struct {
 const (
 	laneFirst, laneLast = "forwarding alone", "forwarding alone, again"
 	laneStats           = ", no filter" // behind the name of a mode
+	laneXDPFilter       = "xdp-filter"
 )
 
 // forward measures packets on their way through a node.
@@ -79,6 +80,9 @@ func (b *bench) forward(ctx context.Context) (err error) {
 	f := &forwarding{}
 	defer func() { err = errors.Join(err, f.close()) }()
 	if err := f.build(ctx, there); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
 		return err
 	}
 	rounds := b.rounds(15)
@@ -103,8 +107,10 @@ func (b *bench) forward(ctx context.Context) (err error) {
 
 // forwarding is the lanes that are compared. The first and the last are without anything.
 type forwarding struct {
-	gateways []*gateway
-	lanes    []*lane
+	gateways    []*gateway
+	lanes       []*lane
+	xdpFilter   *xdpFilter
+	noXDPFilter error // why there is none
 }
 
 func (f *forwarding) build(ctx context.Context, firewalls []firewall) error {
@@ -150,7 +156,17 @@ func (f *forwarding) build(ctx context.Context, firewalls []firewall) error {
 			}
 		}
 	}
-	return add(shared, laneLast, 1, notJudged, nil)
+	return errors.Join(
+		add(shared, laneXDPFilter, 1, notJudged, func(ctx context.Context, _ *gateway, a *attached, _ int) error {
+			// ports that nobody sends to
+			denied := make([]uint16, xdpFilterLists)
+			for i := range denied {
+				denied[i] = uint16(i + 1)
+			}
+			f.xdpFilter, f.noXDPFilter = loadXDPFilter(ctx, a, denied)
+			return nil
+		}),
+		add(shared, laneLast, 1, notJudged, nil))
 }
 
 func (f *forwarding) gateway(ctx context.Context) (*gateway, error) {
@@ -163,6 +179,9 @@ func (f *forwarding) gateway(ctx context.Context) (*gateway, error) {
 
 func (f *forwarding) close() error {
 	var errs []error
+	if f.xdpFilter != nil {
+		errs = append(errs, f.xdpFilter.close())
+	}
 	for _, l := range f.lanes {
 		errs = append(errs, l.close())
 	}
@@ -330,6 +349,17 @@ established flows of conntrack pass first. %s.
 		if err := out.write(b.out); err != nil {
 			return err
 		}
+	}
+	if f.noXDPFilter != nil {
+		fmt.Fprintf(b.out, "\nxdp-filter does not load here: %v.\n", f.noXDPFilter)
+	} else {
+		costs := make([]string, len(traffics))
+		for i, t := range traffics {
+			costs[i] = fmt.Sprintf("%.0f (%s)", f.costs(i, laneXDPFilter, 1).median(), t.name)
+		}
+		fmt.Fprintf(b.out, "\nxdp-filter, attached as %q to socket buffers, with %d ports and %d addresses that it denies and none of which "+
+			"is met, costs %s. It knows no prefixes, no flows, and no port of an address.\n",
+			f.xdpFilter.program, xdpFilterLists, xdpFilterLists, strings.Join(costs, ", "))
 	}
 	return b.printComparison(f, firewalls)
 }

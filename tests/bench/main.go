@@ -54,11 +54,19 @@ var sections = []section{
 	{name: "packet", about: "what a packet costs in the programs, over one that only passes it", run: (*bench).packet, tests: true},
 	{name: "traffic", about: "TCP and UDP between two pods, against the same without the plugin", run: (*bench).traffic},
 	{name: "filter", about: "what a filter costs, by the number of its rules", run: (*bench).filter},
+	{name: "flood", about: "what it costs to drop a packet", run: (*bench).flood},
 }
 
 func main() {
 	if os.Getenv(phasesEnv) != "" {
 		if err := reportPhases(context.Background()); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	if root := os.Getenv(followEnv); root != "" {
+		if err := reportDrops(context.Background(), root); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

@@ -162,11 +162,12 @@ type flooder interface {
 }
 
 var sources = []source{
-	{"a packet socket", "Most of the time is that of sending, one socket buffer at a time.", 100_000, func(a *attached, frame []byte) (flooder, error) {
+	{"a packet socket", "Most of it is that of\nsending, one socket buffer at a time.", 100_000, func(a *attached, frame []byte) (flooder, error) {
 		return newSender(a.pod, a.veth.PodIndex, [][]byte{frame})
 	}},
-	{"XDP", "The pod sends frames without socket buffers, as from AF_XDP or XDP_TX; where XDP in the driver does not drop them, " +
-		"they become socket buffers. The host end has GRO on, without which it does not take such frames.", 400_000, newFrameSender},
+	{"XDP", `The pod sends frames without
+socket buffers, as from AF_XDP or XDP_TX; where XDP in the driver does not drop them, they become socket buffers. The host
+end has GRO on, without which it does not take such frames.`, 400_000, newFrameSender},
 }
 
 // frameSender sends frames by BPF_PROG_TEST_RUN, as an XDP program of the pod's that redirects them.

@@ -357,9 +357,10 @@ established flows of conntrack pass first. %s.
 		for i, t := range traffics {
 			costs[i] = fmt.Sprintf("%.0f (%s)", f.costs(i, laneXDPFilter, 1).median(), t.name)
 		}
-		fmt.Fprintf(b.out, "\nxdp-filter, attached as %q to socket buffers, with %d ports and %d addresses that it denies and none of which "+
-			"is met, costs %s. It knows no prefixes, no flows, and no port of an address.\n",
-			f.xdpFilter.program, xdpFilterLists, xdpFilterLists, strings.Join(costs, ", "))
+		fmt.Fprintf(b.out, `
+xdp-filter, attached to socket buffers %s, with %d ports and %d addresses that it denies and none of which is met, costs
+%s. It knows no prefixes, no flows, and no port of an address.
+`, f.xdpFilter.attached(), xdpFilterLists, xdpFilterLists, strings.Join(costs, ", "))
 	}
 	return b.printComparison(f, firewalls)
 }

@@ -81,6 +81,14 @@ func loadXDPFilter(ctx context.Context, a *attached, denied []uint16) (x *xdpFil
 	return nil, fmt.Errorf("%w: %s", err, strings.Join(strings.Fields(x.out.String()), " "))
 }
 
+// attached says how: libxdp puts programs into a dispatcher by freplace, which is not on all architectures and kernels.
+func (x *xdpFilter) attached() string {
+	if x.program == "xdp_dispatcher" {
+		return "by libxdp's dispatcher"
+	}
+	return fmt.Sprintf("by itself (%s, without libxdp's dispatcher)", x.program)
+}
+
 // close detaches it.
 func (x *xdpFilter) close() error {
 	_ = x.stdin.Close()

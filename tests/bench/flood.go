@@ -195,18 +195,9 @@ func newFrameSender(a *attached, frame []byte) (flooder, error) {
 func (f *frameSender) close() error { return f.program.Close() }
 
 func (f *frameSender) send(n int) error {
-	interrupted := false
-	_, err := f.program.Run(&ebpf.RunOptions{
-		Data: f.frame, Repeat: uint32(n), Flags: unix.BPF_F_TEST_XDP_LIVE_FRAMES, Reset: func() { interrupted = true },
-	})
-	if interrupted {
-		return errors.Join(err, errInterrupted)
-	}
+	_, err := f.program.Run(&ebpf.RunOptions{Data: f.frame, Repeat: uint32(n), Flags: unix.BPF_F_TEST_XDP_LIVE_FRAMES})
 	return err
 }
-
-// errInterrupted: more was sent than was to be.
-var errInterrupted = errors.New("a signal came")
 
 // flooded is a pod that sends what a dropper drops.
 type flooded struct {

@@ -102,13 +102,6 @@ func sendTime(f func() error) (took time.Duration, err error) {
 		return 0, fmt.Errorf("sched_setattr: %w", err)
 	}
 	defer func() { err = errors.Join(err, unix.SchedSetAttr(0, before, 0)) }()
-	// signals by which the Go runtime shares out processors: they interrupt system calls
-	var urgent, signals unix.Sigset_t
-	urgent.Val[0] = 1 << (unix.SIGURG - 1)
-	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &urgent, &signals); err != nil {
-		return 0, fmt.Errorf("blocking signals: %w", err)
-	}
-	defer func() { err = errors.Join(err, unix.PthreadSigmask(unix.SIG_SETMASK, &signals, nil)) }()
 	begin := threadTime()
 	if err := f(); err != nil {
 		return 0, err

@@ -370,7 +370,7 @@ func (v *variant) run(pass int32) (cost float64, err error) {
 		defer restore()
 		begin := threadTime()
 		verdict, err := v.driver.program.Run(&ebpf.RunOptions{
-			Data: v.frame, Context: v.context, Repeat: testRepeat, Reset: func() { begin = threadTime() },
+			Data: v.frame, Context: v.context, Repeat: testRepeat,
 		})
 		took := threadTime() - begin
 		if err != nil {
@@ -385,7 +385,8 @@ func (v *variant) run(pass int32) (cost float64, err error) {
 	return cost, err
 }
 
-// pin binds the calling thread, which must be locked, to a processor.
+// pin binds the calling thread, which must be locked, to a processor, and keeps the signals from it by which the Go
+// runtime shares out processors: they interrupt test runs, which then begin anew.
 func pin(number int) (restore func(), err error) {
 	var before, one unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &before); err != nil {
@@ -395,7 +396,15 @@ func pin(number int) (restore func(), err error) {
 	if err := unix.SchedSetaffinity(0, &one); err != nil {
 		return nil, fmt.Errorf("sched_setaffinity: %w", err)
 	}
-	return func() { _ = unix.SchedSetaffinity(0, &before) }, nil
+	var urgent, signals unix.Sigset_t
+	urgent.Val[0] = 1 << (unix.SIGURG - 1)
+	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &urgent, &signals); err != nil {
+		return nil, errors.Join(fmt.Errorf("blocking signals: %w", err), unix.SchedSetaffinity(0, &before))
+	}
+	return func() {
+		_ = unix.PthreadSigmask(unix.SIG_SETMASK, &signals, nil)
+		_ = unix.SchedSetaffinity(0, &before)
+	}, nil
 }
 
 // threadTime is the processor time of the calling thread, with the softirqs that ran on top of it unless the kernel

@@ -1,6 +1,7 @@
 package tests
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -14,7 +15,7 @@ import (
 // packages kept out meanwhile. `go test` runs packages in parallel, and some of these tests compare the kernel's BPF
 // objects before and after.
 func Main(m *testing.M) {
-	unlock, err := lockFile("xdp-cni-tests")
+	unlock, err := Lock(context.Background())
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -22,6 +23,32 @@ func Main(m *testing.M) {
 	code := m.Run()
 	unlock()
 	os.Exit(code)
+}
+
+// Lock keeps out all tests that need root, as long as unlock is not called, and waits until those that run are done or
+// ctx is over. It is for programs that make BPF objects while tests may run. Call unlock once.
+func Lock(ctx context.Context) (unlock func(), err error) {
+	type result struct {
+		unlock func()
+		err    error
+	}
+	locked := make(chan result)
+	go func() {
+		unlock, err := lockFile("xdp-cni-tests")
+		select {
+		case locked <- result{unlock, err}:
+		case <-ctx.Done():
+			if err == nil {
+				unlock()
+			}
+		}
+	}()
+	select {
+	case r := <-locked:
+		return r.unlock, r.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("wait for the lock of tests: %w", context.Cause(ctx))
+	}
 }
 
 // lockFile takes the lock of that name among all processes of this user, and waits for it as long as it takes: the

@@ -9,6 +9,9 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // statsLimit is what statistics are expected to cost over a program that only passes, in ns.
@@ -20,7 +23,7 @@ func (b *bench) packet(ctx context.Context) error {
 		fmt.Sprintf("-benchtime=%dx", b.rounds(3)), "github.com/xdp-cni/xdp-cni/bpf")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
-	out, err := cmd.Output()
+	out, err := outputOfGroup(cmd)
 	if err != nil {
 		return fmt.Errorf("%s: %w\n%s%s", cmd, err, out, &stderr)
 	}
@@ -42,6 +45,24 @@ func (b *bench) packet(ctx context.Context) error {
 		t.add(append(row, expectation(fmt.Sprintf("statistics ≤ %d", statsLimit), over <= statsLimit)...)...)
 	}
 	return t.write(b.out)
+}
+
+// outputOfGroup is cmd.Output, where the end of the command's context ends all that the command has started too: go runs
+// tests in a process of their own, which lives on when go is killed. It is asked to end, so that it removes what it
+// built, and killed if it has not after a while.
+func outputOfGroup(cmd *exec.Cmd) ([]byte, error) {
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+	interrupted := false
+	cmd.Cancel = func() error {
+		interrupted = true
+		return unix.Kill(-cmd.Process.Pid, unix.SIGINT)
+	}
+	cmd.WaitDelay = 5 * time.Second
+	out, err := cmd.Output()
+	if interrupted {
+		_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL) // nobody is left, as a rule
+	}
+	return out, err
 }
 
 // benchmarkLine is a result of `go test -bench`.

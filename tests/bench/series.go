@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"time"
 )
@@ -46,4 +47,17 @@ func (s series) with(other series, f func(a, b float64) float64) series {
 		both[i] = f(s[i], other[i])
 	}
 	return both
+}
+
+// noiseLimit is how far a figure may be off itself before it is said.
+const noiseLimit = 0.03
+
+// noise notes it if what is compared with differs from itself: ratios are those of two measurements of the same, round
+// by round. What is smaller than that says nothing.
+func (b *bench) noise(name string, ratios series) {
+	off := max(math.Abs(ratios.quantile(0.25)-1), math.Abs(ratios.quantile(0.75)-1))
+	if off > noiseLimit {
+		fmt.Fprintf(b.out, "\nNoise: %s against itself has quartiles up to %.0f %% off 1 (%s): differences below that are none.\n",
+			name, 100*off, ratios.quartiles("%.3f"))
+	}
 }

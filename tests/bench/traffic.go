@@ -144,6 +144,8 @@ func (t *trial) on(ctx context.Context, p path) (o outcome, err error) {
 
 func (t *trial) print(b *bench) error {
 	fmt.Fprintf(b.out, "\n### %s: %s\n", t.load.name, t.load.about)
+	b.noise("the rate without the plugin", t.results[0].rateRatio)
+	b.noise("the processor time without the plugin", t.results[0].costRatio)
 	out := table{header: []string{"path", t.load.unit, "÷ no plugin", "quartiles", t.load.costUnit, "÷ no plugin", "quartiles"}}
 	if t.load.lossy {
 		out.header = append(out.header, "lost")

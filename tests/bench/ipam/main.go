@@ -20,7 +20,7 @@ import (
 	"github.com/xdp-cni/xdp-cni/tests"
 )
 
-// timeLimit is for all of a run; one takes about a third of it.
+// timeLimit is for all of a run, without its wait for the lock; one takes about a third of it.
 const timeLimit = 15 * time.Minute
 
 // held is how many leases there are beside those that are measured.
@@ -33,8 +33,6 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	ctx, cancel := context.WithTimeout(ctx, timeLimit)
-	defer cancel()
 	if err := run(ctx, os.Stdout, *short); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
@@ -45,6 +43,13 @@ func run(ctx context.Context, out io.Writer, short bool) (err error) {
 	if _, err := tests.Build(ctx); err != nil {
 		return err
 	}
+	unlock, err := tests.Lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	ctx, cancel := context.WithTimeout(ctx, timeLimit)
+	defer cancel()
 	n, err := tests.NewNode()
 	if err != nil {
 		return err

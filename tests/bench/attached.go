@@ -1,0 +1,103 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"slices"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/xdp-cni/xdp-cni/conf"
+	"github.com/xdp-cni/xdp-cni/internal/pins"
+	"github.com/xdp-cni/xdp-cni/plugin/datapath"
+	"github.com/xdp-cni/xdp-cni/plugin/policy"
+	"github.com/xdp-cni/xdp-cni/tests"
+)
+
+// attached is a pod whose host end the plugin's programs are attached to, by the plugin's own packages: a chain in front
+// of it would add nothing to what is measured.
+type attached struct {
+	node    *tests.Node
+	pod     *tests.Pod
+	veth    *tests.Veth
+	address netip.Addr
+}
+
+// podAddress is that of pod number i, which is its network's only one beside the node's.
+func podAddress(i int) netip.Addr { return netip.AddrFrom4([4]byte{172, byte(16 + i>>8), byte(i), 2}) }
+
+// nodeAddress is the node's on the veth of pod number i.
+func nodeAddress(i int) netip.Prefix {
+	return netip.PrefixFrom(podAddress(i).Prev(), 24)
+}
+
+// newVeth makes pod number i of a node. The pod's end has no address, and so answers nothing.
+func newVeth(ctx context.Context, node *tests.Node, i int) (*attached, error) {
+	pod, err := node.NewPod(fmt.Sprintf("pod%d", i))
+	if err != nil {
+		return nil, err
+	}
+	a := &attached{node: node, pod: pod, address: podAddress(i)}
+	if a.veth, err = tests.MakeVeth(ctx, node, pod, tests.VethOptions{HostAddress: nodeAddress(i)}); err != nil {
+		return nil, err
+	}
+	return a, node.Neighbour(a.veth.HostName, a.address, a.veth.PodMAC)
+}
+
+// datapath is the node's.
+func (a *attached) datapath() *datapath.Datapath {
+	return datapath.New(datapath.Options{Root: pins.NewRoot(a.node.BPFFS), Version: "bench"})
+}
+
+// attach attaches the plugin with a filter, nil for none.
+func (a *attached) attach(ctx context.Context, mode datapath.Mode, filter *conf.Filter) error {
+	opts := datapath.AttachOptions{
+		ContainerID: a.pod.ContainerID, IfName: a.pod.IfName, Netns: a.pod.NetNS(), Network: "bench",
+		HostName: a.veth.HostName, HostIndex: a.veth.HostIndex, PodIndex: a.veth.PodIndex, PodMAC: a.veth.PodMAC,
+		PodTxQueues: 1, Addresses: []netip.Prefix{netip.PrefixFrom(a.address, 24)}, Mode: mode,
+	}
+	if filter != nil {
+		var err error
+		opts.Policy, err = policy.Make(filter, policy.Pod{
+			Addresses: opts.Addresses, MAC: opts.PodMAC, Netns: opts.Netns, IfName: opts.IfName,
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return a.node.Do(func() error { return a.datapath().Attach(ctx, opts) })
+}
+
+// detach undoes attach.
+func (a *attached) detach(ctx context.Context) error {
+	return a.node.Do(func() error { return a.datapath().Detach(ctx, a.pod.ContainerID, a.pod.IfName) })
+}
+
+// decided returns how many packets each rule of the filter has decided.
+func (a *attached) decided() ([]uint64, error) {
+	d := a.datapath()
+	list, err := d.List()
+	if err != nil {
+		return nil, err
+	}
+	at := slices.IndexFunc(list, func(x datapath.Attachment) bool { return x.Meta.ContainerID == a.pod.ContainerID })
+	if at < 0 {
+		return nil, fmt.Errorf("pod %s: %w", a.pod.Name, datapath.ErrNotFound)
+	}
+	state, err := d.ReadPolicy(list[at])
+	if err != nil {
+		return nil, err
+	}
+	packets := make([]uint64, len(state.Rules))
+	for i, r := range state.Rules {
+		packets[i] = r.Packets
+	}
+	return packets, nil
+}
+
+// program opens one that the node's pods share.
+func (a *attached) program(name string) (*ebpf.Program, error) {
+	return ebpf.LoadPinnedProgram(filepath.Join(pins.NewRoot(a.node.BPFFS).Node(), name), nil)
+}

@@ -54,7 +54,7 @@ func ours(node *tests.Node, cold bool) []candidate {
 	}
 	if !cold {
 		list = append(list, candidate{name: filteredName, binary: node.Binaries.Plugin(), conf: node.XDP(tests.Conf{
-			"mode": "generic", "filter": filterOf(filterRules),
+			"mode": "generic", "filter": chainFilter(filterRules),
 		})})
 	}
 	return list
@@ -66,8 +66,8 @@ const (
 	filteredName = "xdp generic, 100 rules"
 )
 
-// filterOf returns a filter with so many rules, each for a network and a few ports.
-func filterOf(rules int) tests.Conf {
+// chainFilter returns a filter with so many rules, each for a network and a few ports.
+func chainFilter(rules int) tests.Conf {
 	list := make([]tests.Conf, rules)
 	for i := range list {
 		list[i] = tests.Conf{

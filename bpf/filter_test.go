@@ -258,7 +258,7 @@ func TestDropEvents(t *testing.T) {
 			Reason: uint8(bpf.DatapathDropReasonDROP_DEFAULT)}, source: 5, port: 6},
 		{name: "ingress", direction: conf.Ingress, frame: in(in4(), packets.ICMP{Rest: &[4]byte{1, 2, 0, 0}}), want: bpf.DatapathDropEvent{
 			Rule: 0, Source: remote4.As16(), Destination: pod4.As16(), Ethertype: 0x800, Protocol: 1, Direction: 1,
-			Reason: uint8(bpf.DatapathDropReasonDROP_RULE)}, source: 0x102, port: 0x102},
+			Reason: uint8(bpf.DatapathDropReasonDROP_RULE)}, port: 8 << 8},
 		{name: "spoof", frame: out(packets.IPv4{Src: remote4, Dst: pod4}, packets.UDP{Ports: ports(7, 8)}), want: bpf.DatapathDropEvent{
 			Rule: none, Source: remote4.As16(), Destination: pod4.As16(), Ethertype: 0x800, Protocol: 17,
 			Reason: uint8(bpf.DatapathDropReasonDROP_SPOOF)}, source: 7, port: 8},

@@ -42,8 +42,8 @@ struct drop_event {
 	__u32 len;        /* bytes of the frame */
 	__u8 source[16];  /* network byte order, IPv4 as ::ffff:a.b.c.d; 0 if it is not IP */
 	__u8 destination[16];
-	__be16 source_port; /* network byte order; ICMP: identifier or 0 */
-	__be16 destination_port;
+	__be16 source_port;      /* network byte order; 0 of ICMP */
+	__be16 destination_port; /* network byte order; of ICMP type << 8 | code */
 	__u16 ethertype;
 	__u8 protocol;  /* IPPROTO_* */
 	__u8 direction; /* enum direction */

@@ -344,6 +344,10 @@ static __always_inline void filter_tell(const struct view *view, const struct po
 	__builtin_memcpy(event->destination, from_pod ? view->key.remote : view->key.local, 16);
 	event->source_port = from_pod ? view->key.local_port : view->key.remote_port;
 	event->destination_port = from_pod ? view->key.remote_port : view->key.local_port;
+	if (view_is_icmp(view->key.protocol)) {
+		event->source_port = 0;
+		event->destination_port = bpf_htons(view->port);
+	}
 	event->ethertype = view->ethertype;
 	event->protocol = view->key.protocol;
 	event->direction = direction;

@@ -126,10 +126,25 @@ static __always_inline bool view_is_icmp(__u8 protocol)
 	return protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6;
 }
 
-/* Whether an ICMP message has an identifier by which a reply finds its request. */
-static __always_inline bool view_is_echo(__u8 protocol, __u8 type)
+/* Whether an ICMP message is an echo request (RFC 792, RFC 4443). */
+static __always_inline bool view_is_echo_request(__u8 protocol, __u8 type)
 {
-	return protocol == IPPROTO_ICMP ? type == 8 || type == 0 : type == 128 || type == 129;
+	return type == (protocol == IPPROTO_ICMP ? 8 : 128);
+}
+
+/* Whether an ICMP message is an echo reply. */
+static __always_inline bool view_is_echo_reply(__u8 protocol, __u8 type)
+{
+	return type == (protocol == IPPROTO_ICMP ? 0 : 129);
+}
+
+/*
+ * Returns the type of an ICMP message, or, of a reply that answers it, of the request: types 13 to
+ * 18 are such pairs (RFC 792, RFC 950).
+ */
+static __always_inline __u8 view_request_type(__u8 protocol, __u8 type)
+{
+	return protocol == IPPROTO_ICMP && type >= 13 && type <= 18 ? ((type - 1) & ~1) + 1 : type;
 }
 
 /*
@@ -198,22 +213,40 @@ static __always_inline bool view_addresses(const struct packet *pkt, __u8 family
 	return true;
 }
 
-/* Reads the ports or the ICMP identifier of the L4 header at off, 8 bytes of it, into the key. */
+/*
+ * Reads what stands for ports in the ICMP message at l4, so that a flow is that of one asker and
+ * one question. Of echo it is the identifier on the side that asks, and 0 on the other: who was
+ * pinged may answer, and not ping in turn. Of all else it is the type, on both.
+ */
+static __always_inline void view_icmp_ports(const __u8 *l4, __u8 protocol, __be16 *source,
+					    __be16 *destination)
+{
+	if (view_is_echo_request(protocol, l4[0]))
+		*source = *(__be16 *)(l4 + 4);
+	else if (view_is_echo_reply(protocol, l4[0]))
+		*destination = *(__be16 *)(l4 + 4);
+	else
+		*source = *destination = bpf_htons(view_request_type(protocol, l4[0]));
+}
+
+/*
+ * Reads the ports of the L4 header at off, 8 bytes of it, or what stands for them, into the key.
+ * Returns the header, NULL if it cannot be read.
+ */
 static __always_inline __u8 *view_ports(const struct packet *pkt, __u32 off, bool from_pod,
 					struct flow_key *key)
 {
 	__u8 *l4 = packet_header(pkt, off, 8);
-	__be16 source, destination;
+	__be16 source = 0, destination = 0;
 
 	if (!l4)
 		return NULL;
 	if (view_is_icmp(key->protocol)) {
-		if (view_is_echo(key->protocol, l4[0]))
-			key->remote_port = key->local_port = *(__be16 *)(l4 + 4);
-		return l4;
+		view_icmp_ports(l4, key->protocol, &source, &destination);
+	} else {
+		source = *(__be16 *)l4;
+		destination = *(__be16 *)(l4 + 2);
 	}
-	source = *(__be16 *)l4;
-	destination = *(__be16 *)(l4 + 2);
 	key->local_port = from_pod ? source : destination;
 	key->remote_port = from_pod ? destination : source;
 	return l4;

@@ -35,11 +35,13 @@ type dropReport struct {
 	Generation      uint32        `json:"generation"`
 	Length          uint32        `json:"length"`
 	EtherType       uint16        `json:"etherType"`
-	Protocol        string        `json:"protocol"` // "" if it is not IP, as the next four
+	Protocol        string        `json:"protocol"` // "" if it is not IP, as the addresses
 	Source          string        `json:"source"`
 	SourcePort      uint16        `json:"sourcePort"`
 	Destination     string        `json:"destination"`
 	DestinationPort uint16        `json:"destinationPort"`
+	ICMPType        uint8         `json:"icmpType"`
+	ICMPCode        uint8         `json:"icmpCode"`
 
 	label string
 	time  time.Time
@@ -168,9 +170,7 @@ func (r *dropReport) flowText() string {
 	source, destination := endText(r.Source, r.SourcePort), endText(r.Destination, r.DestinationPort)
 	if r.Protocol == conf.ProtocolICMP.String() || r.Protocol == conf.ProtocolICMPv6.String() {
 		source, destination = r.Source, r.Destination
-		if r.SourcePort != 0 {
-			protocol += fmt.Sprintf(" id %d", r.SourcePort)
-		}
+		protocol += fmt.Sprintf(" type %d code %d", r.ICMPType, r.ICMPCode)
 	}
 	return fmt.Sprintf("%s %s > %s", protocol, source, destination)
 }
@@ -315,6 +315,7 @@ func (k *known) report(e datapath.DropEvent) (*dropReport, bool) {
 		r.Protocol = conf.Protocol(e.Protocol).String()
 		r.Source, r.SourcePort = addressText(e.Source), e.Source.Port()
 		r.Destination, r.DestinationPort = addressText(e.Destination), e.Destination.Port()
+		r.ICMPType, r.ICMPCode = e.ICMPType, e.ICMPCode
 	}
 	return r, true
 }

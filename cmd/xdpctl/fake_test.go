@@ -198,7 +198,7 @@ func samplePolicy() *datapath.PolicyState {
 // sampleInForce is the sample filter as it is read.
 func sampleInForce(t testing.TB) *inForce {
 	p := samplePolicy()
-	return &inForce{mustFilter(t, string(p.Source)), p.Generation, p.Rules}
+	return &inForce{mustFilter(t, string(p.Source)), p.Generation, p.Rules, p.Addresses}
 }
 
 // sampleEvents are of each kind.
@@ -212,7 +212,7 @@ func sampleEvents() []datapath.DropEvent {
 		{Time: made.Add(time.Second), HostIndex: 12, Direction: bpf.DatapathDirectionDIRECTION_INGRESS, Reason: bpf.DatapathDropReasonDROP_DEFAULT,
 			Rule: -1, Generation: 7, Len: 86, EtherType: 0x86dd, Protocol: 17, Source: addrPort("[fd00::9]:53"), Destination: addrPort("[fd00::3]:4000")},
 		{Time: made.Add(time.Second), HostIndex: 12, Direction: bpf.DatapathDirectionDIRECTION_INGRESS, Reason: bpf.DatapathDropReasonDROP_RULE,
-			Rule: 4, Generation: 6, Len: 98, EtherType: 0x800, Protocol: 1, Source: addrPort("10.0.0.9:17"), Destination: addrPort("10.88.0.3:17")},
+			Rule: 4, Generation: 6, Len: 98, EtherType: 0x800, Protocol: 1, Source: addrPort("10.0.0.9:0"), Destination: addrPort("10.88.0.3:0"), ICMPType: 8, ICMPCode: 1},
 		{Time: made.Add(2 * time.Second), HostIndex: 10, Reason: bpf.DatapathDropReasonDROP_SPOOF, Rule: -1, Generation: 7, Len: 42, EtherType: 0x806},
 		{Time: made.Add(2 * time.Second), HostIndex: 99, Reason: bpf.DatapathDropReasonDROP_MALFORMED, Rule: -1, Generation: 1, Len: 60, EtherType: 0x800,
 			Source: addrPort("[::]:0"), Destination: addrPort("[::]:0")},

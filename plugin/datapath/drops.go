@@ -28,10 +28,11 @@ type DropEvent struct {
 	Generation uint32
 	Len        uint32 // bytes of the frame
 	EtherType  uint16
-	// The rest is of IP packets only. Ports are 0 where the protocol, or a later fragment, has none;
-	// of ICMP echo messages both are the identifier.
+	// The rest is of IP packets only. Ports, and the type and code of ICMP and ICMPv6, are 0 where the
+	// protocol, or a later fragment, has none.
 	Protocol            uint8
 	Source, Destination netip.AddrPort
+	ICMPType, ICMPCode  uint8
 }
 
 // followPoll is how often a follower looks whether the node is still there.
@@ -118,6 +119,11 @@ func decodeDrop(raw *bpf.DatapathDropEvent, clock clock) DropEvent {
 	if raw.Source != [16]uint8{} || raw.Destination != [16]uint8{} {
 		e.Source = addrPort(raw.Source, raw.SourcePort)
 		e.Destination = addrPort(raw.Destination, raw.DestinationPort)
+	}
+	if e.Protocol == unix.IPPROTO_ICMP || e.Protocol == unix.IPPROTO_ICMPV6 {
+		message := e.Destination.Port()
+		e.ICMPType, e.ICMPCode = uint8(message>>8), uint8(message)
+		e.Destination = netip.AddrPortFrom(e.Destination.Addr(), 0)
 	}
 	return e
 }

@@ -136,7 +136,7 @@ func later(rng *rand.Rand, p model.Packet) model.Packet {
 func randomICMP(rng *rand.Rand, f *conf.Filter, p *model.Packet, s model.Subject) *model.ICMP {
 	m := &model.ICMP{Type: s.ICMPType, Code: s.ICMPCode}
 	if chance(rng, 2) {
-		m.Type = pick[uint8](rng, 0, 8, 8, 3, 5, 11, 12, 13)
+		m.Type = pick[uint8](rng, 0, 8, 8, 3, 5, 11, 12, 13, 14, 17)
 		if p.Protocol == icmp6 {
 			m.Type = pick[uint8](rng, 128, 128, 129, 1, 2, 3, 4, 133, 134, 135, 135, 136, 136, 137, 143)
 		}
@@ -265,6 +265,9 @@ func (t *Traffic) reply(p model.Packet, d conf.Direction) model.Packet {
 			if p.Protocol == icmp6 {
 				m.Type = pick[uint8](t.rng, 129, 129, 128)
 			}
+		}
+		if p.Protocol == icmp && m.Type == 13 {
+			m.Type = 14 // timestamp reply
 		}
 		r.ICMP = &m
 	}

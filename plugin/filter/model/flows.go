@@ -55,15 +55,21 @@ func (p *Packet) key(d conf.Direction) (flowKey, bool) {
 	return inner.key(p.ICMP != nil, d), true
 }
 
-// key returns the key of the flow of a packet that goes in direction d. Types of ICMP other than echo
-// share one flow.
+// key returns the key of the flow of a packet that goes in direction d. An ICMP echo flow is that of who
+// asks, by its identifier; other types have a flow each, with the type that answers them.
 func (in Inner) key(isICMP bool, d conf.Direction) flowKey {
 	k := flowKey{remote: in.Dst.Unmap(), local: in.Src.Unmap(), protocol: in.Protocol}
 	switch {
 	case hasPorts(in.Protocol):
 		k.remotePort, k.localPort = in.DstPort, in.SrcPort
-	case isICMP && isEcho(in.Protocol, in.ICMPType):
-		k.remotePort, k.localPort = in.Identifier, in.Identifier
+	case !isICMP:
+	case isEchoRequest(in.Protocol, in.ICMPType):
+		k.localPort = in.Identifier
+	case isEcho(in.Protocol, in.ICMPType):
+		k.remotePort = in.Identifier
+	default:
+		t := uint16(questionOf(in.Protocol, in.ICMPType))
+		k.remotePort, k.localPort = t, t
 	}
 	if d == conf.Ingress {
 		k.remote, k.local = k.local, k.remote

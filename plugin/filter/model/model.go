@@ -34,6 +34,8 @@
 //   - Later fragments neither make flows nor make them live longer.
 //   - A flow that the node began is not for rules to judge while allowHost is set. What the node
 //     sends into a flow that is there makes that live longer, and does not judge it anew.
+//   - A flow of ICMP echo is that of who asks, with the identifier: whoever is pinged may answer, and
+//     not ping in turn. Any other type has a flow of its own, with the type that answers it.
 //   - ICMP errors and redirects neither make flows nor belong to one but by step 7.
 //   - An IPv4-mapped IPv6 address is the IPv4 address.
 //   - A SYN that is denied leaves the flow of its ports, if there is one, as it was.

@@ -120,6 +120,21 @@ func isEcho(protocol, icmpType uint8) bool {
 		protocol == protocolICMPv6 && (icmpType == 128 || icmpType == 129)
 }
 
+func isEchoRequest(protocol, icmpType uint8) bool {
+	return protocol == protocolICMP && icmpType == 8 || protocol == protocolICMPv6 && icmpType == 128
+}
+
+// questionOf returns the ICMP type that a message of one answers, or else that type (RFC 792, RFC 950).
+func questionOf(protocol, icmpType uint8) uint8 {
+	if protocol == protocolICMP {
+		switch icmpType {
+		case 14, 16, 18: // timestamp, information, address mask reply
+			return icmpType - 1
+		}
+	}
+	return icmpType
+}
+
 // isICMPError says whether an ICMP type of a protocol is that of a message about another packet
 // (RFC 1122, 3.2.2; RFC 4443, 2.1).
 func isICMPError(protocol, icmpType uint8) bool {

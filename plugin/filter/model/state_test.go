@@ -90,6 +90,11 @@ func TestState(t *testing.T) {
 		{"TCP, without SYN", outOnly, []step{e(tcp(ACK, false), passNew), data}},
 		{"TCP, SYN and ACK without a flow", outOnly, []step{i(tcp(SYN|ACK, true), deny)}},
 
+		{"whoever is pinged may not ping", outOnly, []step{e(out(1, echo(8, 7)), passNew), i(in(1, echo(8, 7)), deny)}},
+		{"nor by ICMPv6", outOnly, []step{e(out6(58, echo(128, 7)), passNew), i(in6(58, echo(128, 7)), deny)}},
+		{"identifier 0 is no other type", outOnly, []step{e(out(1, echo(8, 0)), passNew), i(in(1, icmp(13, 0)), deny)}},
+		{"timestamp", outOnly, []step{e(out(1, icmp(13, 0)), passNew), i(in(1, icmp(14, 0)), passOld)}},
+		{"timestamp is no address mask", outOnly, []step{e(out(1, icmp(13, 0)), passNew), i(in(1, icmp(18, 0)), deny)}},
 		{"echo of another identifier", outOnly, []step{e(out(1, echo(8, 7)), passNew), i(in(1, echo(0, 8)), deny)}},
 		{"other ICMP", outOnly, []step{e(out(1, icmp(13, 0)), passNew), i(in(1, icmp(14, 0)), passOld)}},
 		{"other ICMP is no echo", outOnly, []step{e(out(1, echo(8, 7)), passNew), i(in(1, icmp(14, 0)), deny)}},

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/netip"
 	"os"
 	"strings"
 
@@ -53,6 +54,7 @@ type inForce struct {
 	*conf.Filter
 	generation uint32
 	rules      []datapath.RuleStats // by number
+	addresses  []netip.Addr         // the pod's own, as antiSpoof knows them
 }
 
 // readFilter reads the filter in force: nil if there is none, fs.ErrNotExist if the attachment has
@@ -72,13 +74,16 @@ func readFilter(node filters, a datapath.Attachment) (*inForce, error) {
 	if len(state.Rules) != len(f.Rules) {
 		return nil, fmt.Errorf("reading the filter of %s: it has %d rules, and counters for %d", longLabel(a), len(f.Rules), len(state.Rules))
 	}
-	return &inForce{f, state.Generation, state.Rules}, nil
+	return &inForce{f, state.Generation, state.Rules, state.Addresses}, nil
 }
 
-// makePolicy compiles a filter for an attachment.
-func makePolicy(a datapath.Attachment, f *conf.Filter) (*datapath.Policy, error) {
-	m := a.Meta
-	made, err := policy.Make(f, policy.Pod{Addresses: m.Addresses, MAC: m.PodMAC, Netns: m.Netns, IfName: m.IfName})
+// makePolicy compiles a filter for an attachment, with the filter that is in force, nil for none.
+func makePolicy(a datapath.Attachment, f *conf.Filter, before *inForce) (*datapath.Policy, error) {
+	pod := policy.Pod{Addresses: a.Meta.Addresses, MAC: a.Meta.PodMAC}
+	if before != nil {
+		pod.Known = before.addresses
+	}
+	made, err := policy.Make(f, pod)
 	if err != nil {
 		return nil, fmt.Errorf("the filter for %s: %w", longLabel(a), err)
 	}

@@ -162,19 +162,17 @@ func (a *application) compile() error {
 	var errs error
 	for i := range a.targets {
 		t := &a.targets[i]
-		var err error
-		if t.policy, err = makePolicy(t.Attachment, a.filter); err != nil {
-			errs = errors.Join(errs, err)
-			continue
-		}
 		before, err := readFilter(a.node, t.Attachment)
 		switch {
 		case err != nil:
 			// what cannot be read can be replaced, as far as is known here
-			t.before = nil
+			before = nil
 			fmt.Fprintf(a.o.err, "warning: %v\n", a.o.goneError(t.Attachment, err))
 		case before != nil:
 			t.before = before.Filter
+		}
+		if t.policy, err = makePolicy(t.Attachment, a.filter, before); err != nil {
+			errs = errors.Join(errs, err)
 		}
 	}
 	return errs

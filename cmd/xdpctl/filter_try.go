@@ -95,8 +95,8 @@ func (o *options) tryPacket(file *filterFile, p packet, pods []string) (*testRep
 	if err != nil {
 		return nil, err
 	}
+	inForce, err := readFilter(node, *a)
 	if f == nil {
-		inForce, err := readFilter(node, *a)
 		if err != nil {
 			return nil, o.goneError(*a, err)
 		}
@@ -105,7 +105,8 @@ func (o *options) tryPacket(file *filterFile, p packet, pods []string) (*testRep
 		}
 		f = inForce.Filter
 	}
-	made, err := makePolicy(*a, f)
+	// one that cannot be read is none to a file
+	made, err := makePolicy(*a, f, inForce)
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -31,6 +32,8 @@ type PolicyState struct {
 	Source     []byte
 	// Rules are by the rule's number in the filter.
 	Rules []RuleStats
+	// Addresses are the pod's own, by which antiSpoof goes; it may have none without that.
+	Addresses []netip.Addr
 }
 
 // RuleStats is what a rule decided since its policy came in force: the first packets of flows, not
@@ -139,6 +142,9 @@ func (d *Datapath) readPolicy(a Attachment) (*PolicyState, error) {
 		if state.Source, err = readText(filepath.Join(dir, pinSource)); err != nil {
 			return err
 		}
+		if state.Addresses, err = n.readAddresses(policyIndex(f.slot, f.place), filepath.Join(dir, pinWords)); err != nil {
+			return err
+		}
 		state.Rules, err = n.readRules(policyIndex(f.slot, f.place), filepath.Join(dir, pinRuleCounters))
 		return err
 	})
@@ -146,6 +152,32 @@ func (d *Datapath) readPolicy(a Attachment) (*PolicyState, error) {
 		return nil, err
 	}
 	return state, nil
+}
+
+// readAddresses reads the pod's own addresses from a policy's words.
+func (n *node) readAddresses(index uint32, pin string) ([]netip.Addr, error) {
+	var policy bpf.DatapathPolicy
+	if err := n.policies.Lookup(index, &policy); err != nil {
+		return nil, fmt.Errorf("reading policy %d: %w", index, err)
+	}
+	m, err := ebpf.LoadPinnedMap(pin, &ebpf.LoadPinOptions{ReadOnly: true})
+	if err != nil {
+		return nil, fmt.Errorf("opening map %s: %w", pin, err)
+	}
+	defer m.Close()
+	addresses := make([]netip.Addr, policy.AddressesLen)
+	for i := range addresses {
+		var raw [16]byte // two words, as they are in memory
+		for half := range 2 {
+			word, err := m.LookupBytes(policy.Addresses + uint32(2*i+half))
+			if err != nil {
+				return nil, fmt.Errorf("reading map %s: %w", pin, err)
+			}
+			copy(raw[8*half:], word)
+		}
+		addresses[i] = netip.AddrFrom16(raw).Unmap()
+	}
+	return addresses, nil
 }
 
 // readRules reads what the rules of a policy decided.

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -36,12 +37,15 @@ const someFilter = `{"stateful": false, "antiSpoof": false, "allowHost": false, 
 const otherFilter = `{"stateful": false, "antiSpoof": false, "default": {"egress": "deny", "ingress": "deny"},
 	"rules": [{"name": "only", "direction": "egress", "action": "allow", "protocol": "udp", "ports": ["54"]}]}`
 
+// ownAddresses are the pod's, as its policies have them.
+var ownAddresses = []netip.Addr{netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("fe80::102:3ff:fe04:506")}
+
 func makePolicy(text string) (*datapath.Policy, error) {
 	f, _, err := conf.ParseFilter([]byte(text))
 	if err != nil {
 		return nil, err
 	}
-	compiled, err := filter.Compile(f, []netip.Addr{netip.MustParseAddr("10.0.0.2")})
+	compiled, err := filter.Compile(f, ownAddresses)
 	if err != nil {
 		return nil, err
 	}
@@ -273,6 +277,9 @@ func TestReadPolicy(t *testing.T) {
 	state := r.mustReadPolicy()
 	if string(state.Source) != long || state.Generation == 0 {
 		t.Errorf("generation %d of a filter of %d bytes, want %d bytes:\n%q", state.Generation, len(state.Source), len(long), state.Source)
+	}
+	if !slices.Equal(state.Addresses, ownAddresses) {
+		t.Errorf("the pod's own addresses are %v, want %v", state.Addresses, ownAddresses)
 	}
 	for i, want := range []datapath.Counter{{Packets: 3, Bytes: 180}, {Packets: 2, Bytes: 120}, {Packets: 1, Bytes: 60}} {
 		if got := state.Rules[i]; got.Counter != want || got.Last.Sub(begin).Abs() > time.Minute {

@@ -25,14 +25,17 @@ type Pod struct {
 	Addresses []netip.Prefix
 	// MAC of its end of the veth.
 	MAC net.HardwareAddr
-	// Netns is the path of its network namespace, and IfName its interface there.
+	// Netns is the path of its network namespace, and IfName its interface there. "" once the pod runs:
+	// whoever may configure the interface could make any address its own by then.
 	Netns, IfName string
+	// Known are the pod's own addresses by the policy that is in force, if it has any.
+	Known []netip.Addr
 }
 
 // Make returns the policy that a valid filter is for a pod. With antiSpoof, the pod's own addresses
-// are those that it was given, and the IPv6 link-local ones of its interface: the one that the kernel
-// makes of the MAC, which may not be there yet, and those that are there, if its network namespace can
-// be opened.
+// are those that it was given, those that are known, and the IPv6 link-local ones of its interface: the
+// one that the kernel makes of the MAC, which may not be there yet, and those that are there, if its
+// network namespace is given and can be opened.
 func Make(f *conf.Filter, pod Pod) (*datapath.Policy, error) {
 	var addresses []netip.Addr
 	if f.AntiSpoof {
@@ -66,6 +69,7 @@ func (p Pod) own() ([]netip.Addr, error) {
 		return nil, fmt.Errorf("reading the addresses of %s in %s: %w", p.IfName, p.Netns, err)
 	}
 	own = append(own, there...)
+	own = append(own, p.Known...)
 	slices.SortFunc(own, netip.Addr.Compare)
 	return slices.Compact(own), nil
 }
@@ -84,6 +88,9 @@ func linkLocal(mac net.HardwareAddr) (netip.Addr, bool) {
 
 // linkLocals returns the link-local addresses that the interface has; none if it cannot be found.
 func (p Pod) linkLocals() ([]netip.Addr, error) {
+	if p.Netns == "" {
+		return nil, nil
+	}
 	space, err := netns.GetFromPath(p.Netns)
 	if err != nil {
 		return nil, nil

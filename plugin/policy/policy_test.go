@@ -55,6 +55,11 @@ func TestMake(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(f, again) {
 		t.Errorf("%s reads as %+v, %v; want %+v", made.Source, again, err, f)
 	}
+	pod.Known = addresses("fe80::7", "10.0.0.2")
+	if made, err = Make(f, pod); err != nil || !slices.Contains(made.Compiled.Addresses, pod.Known[0]) || len(made.Compiled.Addresses) != 4 {
+		t.Errorf("with what is known: %v, %v", made, err)
+	}
+	pod.Known = nil
 	pod.MAC = nil // an interface without one
 	if made, err = Make(f, pod); err != nil || len(made.Compiled.Addresses) != 2 {
 		t.Errorf("without a MAC: %v, %v", made, err)
@@ -112,6 +117,11 @@ func TestMakeReadsLinkLocals(t *testing.T) {
 		if !slices.Equal(made.Compiled.Addresses, want) {
 			t.Errorf("own addresses at %s are %v, want %v", test.ifname, made.Compiled.Addresses, want)
 		}
+	}
+	// of a pod that runs nothing is read
+	made, err := Make(mustFilter(t, spoofless), Pod{MAC: veth.PodMAC, IfName: pod.IfName})
+	if own, _ := linkLocal(veth.PodMAC); err != nil || !slices.Equal(made.Compiled.Addresses, []netip.Addr{own}) {
+		t.Errorf("without a network namespace: %v, %v", made, err)
 	}
 	f := mustFilter(t, `{"antiSpoof": false}`)
 	if made, err := Make(f, Pod{MAC: veth.PodMAC}); err != nil || len(made.Compiled.Addresses) != 0 {

@@ -15,16 +15,39 @@ import (
 
 // SendFrame sends one Ethernet frame, as it is, out of an interface of a place.
 func SendFrame(place Place, ifname string, frame []byte) error {
+	s, err := NewSender(place, ifname)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	return s.Send(frame)
+}
+
+// Sender sends Ethernet frames out of an interface.
+type Sender struct {
+	ifname    string
+	fd, index int
+}
+
+// NewSender returns a sender for an interface of a place. Call Close when done.
+func NewSender(place Place, ifname string) (*Sender, error) {
 	fd, index, err := packetSocket(place, ifname)
 	if err != nil {
-		return fmt.Errorf("send a frame from %s: %w", ifname, err)
+		return nil, fmt.Errorf("send frames from %s: %w", ifname, err)
 	}
-	defer unix.Close(fd)
-	if err := unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: index}); err != nil {
-		return fmt.Errorf("send a frame of %d bytes from %s: %w", len(frame), ifname, err)
+	return &Sender{ifname: ifname, fd: fd, index: index}, nil
+}
+
+// Send sends one frame, as it is.
+func (s *Sender) Send(frame []byte) error {
+	if err := unix.Sendto(s.fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: s.index}); err != nil {
+		return fmt.Errorf("send a frame of %d bytes from %s: %w", len(frame), s.ifname, err)
 	}
 	return nil
 }
+
+// Close ends the sender.
+func (s *Sender) Close() error { return unix.Close(s.fd) }
 
 // GSO says how a frame of [SendPaged] is to be cut into segments, as struct virtio_net_hdr has it.
 type GSO struct {
@@ -174,4 +197,24 @@ func restoreTag(frame, control []byte) ([]byte, error) {
 		return append(tagged, frame[addresses:]...), nil
 	}
 	return append([]byte(nil), frame...), nil
+}
+
+// SendRawIP sends an IP packet, as it is from its IP header on, through the routing of a place: whoever may open a raw
+// socket can do the same.
+func SendRawIP(place Place, packet []byte) error {
+	if len(packet) < 20 {
+		return fmt.Errorf("send a raw packet of %d bytes: too short", len(packet))
+	}
+	family, to := unix.AF_INET, unix.Sockaddr(&unix.SockaddrInet4{Addr: [4]byte(packet[16:20])})
+	if packet[0]>>4 == 6 && len(packet) >= 40 {
+		family, to = unix.AF_INET6, &unix.SockaddrInet6{Addr: [16]byte(packet[24:40])}
+	}
+	return place.Do(func() error {
+		fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW) // the header is in the packet
+		if err != nil {
+			return os.NewSyscallError("socket", err)
+		}
+		defer unix.Close(fd)
+		return os.NewSyscallError("sendto", unix.Sendto(fd, packet, 0, to))
+	})
 }

@@ -115,6 +115,8 @@ func NewCapture(place Place, ifname string, match func(frame []byte) bool) (*Cap
 	all := binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, unix.ETH_P_ALL))
 	err = errors.Join(
 		os.NewSyscallError("setsockopt PACKET_AUXDATA", unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_AUXDATA, 1)),
+		// else what is sent fills the buffer too
+		os.NewSyscallError("setsockopt PACKET_IGNORE_OUTGOING", unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1)),
 		os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrLinklayer{Ifindex: index, Protocol: all})))
 	if err != nil {
 		_ = unix.Close(fd)
@@ -140,13 +142,13 @@ func (c *Capture) Next(ctx context.Context, timeout time.Duration) ([]byte, erro
 		if err != nil {
 			return nil, fmt.Errorf("capture at %s: %w", c.ifname, err)
 		}
-		if frame != nil && (c.match == nil || c.match(frame)) {
+		if c.match == nil || c.match(frame) {
 			return frame, nil
 		}
 	}
 }
 
-// receive returns the next frame, or nil if that one is to be passed over.
+// receive returns the next frame.
 func (c *Capture) receive() ([]byte, error) {
 	raw, err := c.file.SyscallConn()
 	if err != nil {
@@ -154,19 +156,15 @@ func (c *Capture) receive() ([]byte, error) {
 	}
 	var (
 		n, controlLen int
-		from          unix.Sockaddr
 		control       [128]byte
 		recvErr       error
 	)
 	err = raw.Read(func(fd uintptr) bool {
-		n, controlLen, _, from, recvErr = unix.Recvmsg(int(fd), c.buffer, control[:], 0)
+		n, controlLen, _, _, recvErr = unix.Recvmsg(int(fd), c.buffer, control[:], 0)
 		return !errors.Is(recvErr, unix.EAGAIN) && !errors.Is(recvErr, unix.EINTR)
 	})
 	if err := errors.Join(err, os.NewSyscallError("recvmsg", recvErr)); err != nil {
 		return nil, err
-	}
-	if address, ok := from.(*unix.SockaddrLinklayer); ok && address.Pkttype == unix.PACKET_OUTGOING {
-		return nil, nil
 	}
 	return restoreTag(c.buffer[:n], control[:controlLen])
 }

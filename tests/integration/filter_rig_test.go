@@ -159,6 +159,16 @@ func (r *filterRig) expect(what string, more decisions) {
 	})
 }
 
+// settle takes what the filter did as expected: for what the kernel repeats as often as it likes.
+func (r *filterRig) settle() {
+	r.t.Helper()
+	have, err := r.decided()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.want = have
+}
+
 // decided reads what the filter did.
 func (r *filterRig) decided() (decisions, error) {
 	d := decisions{}

@@ -83,14 +83,16 @@ func SendPaged(place Place, ifname string, frame []byte, linear int, gso *GSO) e
 	return nil
 }
 
-// packetSocket opens a packet socket in a place. It receives nothing until it is bound to a protocol.
+// packetSocket opens a packet socket in a place, and returns the index of an interface, 0 without a name. It receives nothing until it is bound to a protocol.
 func packetSocket(place Place, ifname string) (fd, index int, err error) {
 	err = place.Do(func() error {
-		i, err := net.InterfaceByName(ifname)
-		if err != nil {
-			return err
+		if ifname != "" {
+			i, err := net.InterfaceByName(ifname)
+			if err != nil {
+				return err
+			}
+			index = i.Index
 		}
-		index = i.Index
 		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 		return os.NewSyscallError("socket", err)
 	})
@@ -105,8 +107,8 @@ type Capture struct {
 	buffer []byte
 }
 
-// NewCapture starts to capture the frames that arrive at an interface of a place and for which match is true; nil is
-// all. Frames that leave the interface are not captured. Start it before the traffic, and call Close when done.
+// NewCapture starts to capture the frames that arrive at an interface of a place, or at all if ifname is empty, those to
+// come too, and for which match is true; nil is all. Frames that leave the interface are not captured. Start it before the traffic, and call Close when done.
 func NewCapture(place Place, ifname string, match func(frame []byte) bool) (*Capture, error) {
 	fd, index, err := packetSocket(place, ifname)
 	if err != nil {

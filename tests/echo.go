@@ -172,6 +172,22 @@ func EchoUDP(ctx context.Context, from Place, server netip.AddrPort, n, size int
 	return nil
 }
 
+// EchoUDPFrom is EchoUDP of one datagram, and returns the port that it was sent from.
+func EchoUDPFrom(ctx context.Context, from Place, server netip.AddrPort, size int) (port uint16, err error) {
+	c, err := newUDPClient(ctx, from, server, size)
+	if err != nil {
+		return 0, fmt.Errorf("UDP to %s: %w", server, err)
+	}
+	defer c.conn.Close()
+	if err := c.send(0); err != nil {
+		return 0, fmt.Errorf("UDP to %s: %w", server, err)
+	}
+	if _, err := c.receive(ctx, replyTimeout); err != nil {
+		return 0, fmt.Errorf("UDP to %s: %w", server, err)
+	}
+	return c.conn.LocalAddr().(*net.UDPAddr).AddrPort().Port(), nil
+}
+
 // EchoUDPCount sends exactly n datagrams of size bytes (at least 8), and returns how many came back by the time that
 // all had or wait has passed since the last one: for paths that drop.
 func EchoUDPCount(ctx context.Context, from Place, server netip.AddrPort, n, size int, wait time.Duration) (int, error) {

@@ -32,8 +32,8 @@ type namespace struct {
 var newNSMu sync.Mutex
 
 // newNamespace makes a network namespace with lo up. IPv6 in it, if it has any, does without duplicate address
-// detection and router solicitation, and reports multicast groups once: addresses are usable at once, and little is
-// sent that a test did not ask for.
+// detection and router solicitation, and reports multicast groups once; IPv4 does not report those of a link: addresses
+// are usable at once, and little is sent that a test did not ask for.
 func newNamespace(ipv6 bool) (*namespace, error) {
 	// NewNS makes /var/run/netns a mount point the first time, and two at once would both do it.
 	newNSMu.Lock()
@@ -51,7 +51,8 @@ func newNamespace(ipv6 bool) (*namespace, error) {
 
 func setUp(ipv6 bool) error {
 	type setting struct{ key, value string }
-	settings := []setting{{"net/ipv6/mld_qrv", "1"}}
+	// a bridge joins 224.0.0.106 and would tell of it at some time in the next second
+	settings := []setting{{"net/ipv6/mld_qrv", "1"}, {"net/ipv4/igmp_link_local_mcast_reports", "0"}}
 	for _, scope := range []string{"all", "default"} {
 		conf := "net/ipv6/conf/" + scope + "/"
 		settings = append(settings,
@@ -113,6 +114,45 @@ func addNeighbour(ifname string, ip netip.Addr, mac net.HardwareAddr) error {
 		return fmt.Errorf("set neighbour %s at %s on %s: %w", ip, mac, ifname, err)
 	}
 	return nil
+}
+
+// NeighbourMAC returns the MAC that a place has for a neighbour on an interface; nil if it has none.
+func NeighbourMAC(place Place, ifname string, ip netip.Addr) (mac net.HardwareAddr, err error) {
+	err = place.Do(func() error {
+		l, err := netlink.LinkByName(ifname)
+		if err != nil {
+			return fmt.Errorf("find interface %s: %w", ifname, err)
+		}
+		list, err := netlink.NeighList(l.Attrs().Index, netlink.FAMILY_ALL)
+		for _, n := range list {
+			if address, ok := netip.AddrFromSlice(n.IP); ok && address.Unmap() == ip.Unmap() {
+				mac = n.HardwareAddr
+			}
+		}
+		return err
+	})
+	return mac, err
+}
+
+// ForgetNeighbours makes a place forget the neighbours that it has on an interface.
+func ForgetNeighbours(place Place, ifname string) error {
+	return place.Do(func() error {
+		l, err := netlink.LinkByName(ifname)
+		if err != nil {
+			return fmt.Errorf("find interface %s: %w", ifname, err)
+		}
+		list, err := netlink.NeighList(l.Attrs().Index, netlink.FAMILY_ALL)
+		if err != nil {
+			return fmt.Errorf("list the neighbours on %s: %w", ifname, err)
+		}
+		for _, n := range list {
+			// ENOENT: it is forgotten already
+			if err := netlink.NeighDel(&n); err != nil && !errors.Is(err, unix.ENOENT) {
+				return fmt.Errorf("forget neighbour %s on %s: %w", n.IP, ifname, err)
+			}
+		}
+		return nil
+	})
 }
 
 // settleTimeout bounds the waits for interfaces.

@@ -15,16 +15,39 @@ import (
 
 // SendFrame sends one Ethernet frame, as it is, out of an interface of a place.
 func SendFrame(place Place, ifname string, frame []byte) error {
+	s, err := NewSender(place, ifname)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	return s.Send(frame)
+}
+
+// Sender sends Ethernet frames out of an interface.
+type Sender struct {
+	ifname    string
+	fd, index int
+}
+
+// NewSender returns a sender for an interface of a place. Call Close when done.
+func NewSender(place Place, ifname string) (*Sender, error) {
 	fd, index, err := packetSocket(place, ifname)
 	if err != nil {
-		return fmt.Errorf("send a frame from %s: %w", ifname, err)
+		return nil, fmt.Errorf("send frames from %s: %w", ifname, err)
 	}
-	defer unix.Close(fd)
-	if err := unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: index}); err != nil {
-		return fmt.Errorf("send a frame of %d bytes from %s: %w", len(frame), ifname, err)
+	return &Sender{ifname: ifname, fd: fd, index: index}, nil
+}
+
+// Send sends one frame, as it is.
+func (s *Sender) Send(frame []byte) error {
+	if err := unix.Sendto(s.fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: s.index}); err != nil {
+		return fmt.Errorf("send a frame of %d bytes from %s: %w", len(frame), s.ifname, err)
 	}
 	return nil
 }
+
+// Close ends the sender.
+func (s *Sender) Close() error { return unix.Close(s.fd) }
 
 // GSO says how a frame of [SendPaged] is to be cut into segments, as struct virtio_net_hdr has it.
 type GSO struct {
@@ -60,14 +83,16 @@ func SendPaged(place Place, ifname string, frame []byte, linear int, gso *GSO) e
 	return nil
 }
 
-// packetSocket opens a packet socket in a place. It receives nothing until it is bound to a protocol.
+// packetSocket opens a packet socket in a place, and returns the index of an interface, 0 without a name. It receives nothing until it is bound to a protocol.
 func packetSocket(place Place, ifname string) (fd, index int, err error) {
 	err = place.Do(func() error {
-		i, err := net.InterfaceByName(ifname)
-		if err != nil {
-			return err
+		if ifname != "" {
+			i, err := net.InterfaceByName(ifname)
+			if err != nil {
+				return err
+			}
+			index = i.Index
 		}
-		index = i.Index
 		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 		return os.NewSyscallError("socket", err)
 	})
@@ -82,8 +107,8 @@ type Capture struct {
 	buffer []byte
 }
 
-// NewCapture starts to capture the frames that arrive at an interface of a place and for which match is true; nil is
-// all. Frames that leave the interface are not captured. Start it before the traffic, and call Close when done.
+// NewCapture starts to capture the frames that arrive at an interface of a place, or at all if ifname is empty, those to
+// come too, and for which match is true; nil is all. Frames that leave the interface are not captured. Start it before the traffic, and call Close when done.
 func NewCapture(place Place, ifname string, match func(frame []byte) bool) (*Capture, error) {
 	fd, index, err := packetSocket(place, ifname)
 	if err != nil {
@@ -92,6 +117,8 @@ func NewCapture(place Place, ifname string, match func(frame []byte) bool) (*Cap
 	all := binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, unix.ETH_P_ALL))
 	err = errors.Join(
 		os.NewSyscallError("setsockopt PACKET_AUXDATA", unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_AUXDATA, 1)),
+		// else what is sent fills the buffer too
+		os.NewSyscallError("setsockopt PACKET_IGNORE_OUTGOING", unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1)),
 		os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrLinklayer{Ifindex: index, Protocol: all})))
 	if err != nil {
 		_ = unix.Close(fd)
@@ -117,13 +144,13 @@ func (c *Capture) Next(ctx context.Context, timeout time.Duration) ([]byte, erro
 		if err != nil {
 			return nil, fmt.Errorf("capture at %s: %w", c.ifname, err)
 		}
-		if frame != nil && (c.match == nil || c.match(frame)) {
+		if c.match == nil || c.match(frame) {
 			return frame, nil
 		}
 	}
 }
 
-// receive returns the next frame, or nil if that one is to be passed over.
+// receive returns the next frame.
 func (c *Capture) receive() ([]byte, error) {
 	raw, err := c.file.SyscallConn()
 	if err != nil {
@@ -131,19 +158,15 @@ func (c *Capture) receive() ([]byte, error) {
 	}
 	var (
 		n, controlLen int
-		from          unix.Sockaddr
 		control       [128]byte
 		recvErr       error
 	)
 	err = raw.Read(func(fd uintptr) bool {
-		n, controlLen, _, from, recvErr = unix.Recvmsg(int(fd), c.buffer, control[:], 0)
+		n, controlLen, _, _, recvErr = unix.Recvmsg(int(fd), c.buffer, control[:], 0)
 		return !errors.Is(recvErr, unix.EAGAIN) && !errors.Is(recvErr, unix.EINTR)
 	})
 	if err := errors.Join(err, os.NewSyscallError("recvmsg", recvErr)); err != nil {
 		return nil, err
-	}
-	if address, ok := from.(*unix.SockaddrLinklayer); ok && address.Pkttype == unix.PACKET_OUTGOING {
-		return nil, nil
 	}
 	return restoreTag(c.buffer[:n], control[:controlLen])
 }
@@ -174,4 +197,24 @@ func restoreTag(frame, control []byte) ([]byte, error) {
 		return append(tagged, frame[addresses:]...), nil
 	}
 	return append([]byte(nil), frame...), nil
+}
+
+// SendRawIP sends an IP packet, as it is from its IP header on, through the routing of a place: whoever may open a raw
+// socket can do the same.
+func SendRawIP(place Place, packet []byte) error {
+	if len(packet) < 20 {
+		return fmt.Errorf("send a raw packet of %d bytes: too short", len(packet))
+	}
+	family, to := unix.AF_INET, unix.Sockaddr(&unix.SockaddrInet4{Addr: [4]byte(packet[16:20])})
+	if packet[0]>>4 == 6 && len(packet) >= 40 {
+		family, to = unix.AF_INET6, &unix.SockaddrInet6{Addr: [16]byte(packet[24:40])}
+	}
+	return place.Do(func() error {
+		fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW) // the header is in the packet
+		if err != nil {
+			return os.NewSyscallError("socket", err)
+		}
+		defer unix.Close(fd)
+		return os.NewSyscallError("sendto", unix.Sendto(fd, packet, 0, to))
+	})
 }

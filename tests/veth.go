@@ -26,9 +26,10 @@ type Veth struct {
 	HostMAC, PodMAC     net.HardwareAddr
 }
 
-// MakeVeth makes a veth between the node and the pod, up at both ends; the pod end has the pod's IfName. It is for
-// tests that do without a plugin that does the same. The addresses are usable when it returns. It goes away with the pod.
-func MakeVeth(ctx context.Context, node *Node, pod *Pod, options VethOptions) (*Veth, error) {
+// MakeVeth makes a veth between the node, or another place, and the pod, up at both ends; the pod end has the pod's
+// IfName. It is for tests that do without a plugin that does the same. The addresses are usable when it returns. It goes
+// away with the pod.
+func MakeVeth(ctx context.Context, node Place, pod *Pod, options VethOptions) (*Veth, error) {
 	veth, err := makeVeth(ctx, node, pod, options)
 	if err != nil {
 		return nil, fmt.Errorf("make a veth for pod %s: %w", pod.Name, err)
@@ -36,7 +37,7 @@ func MakeVeth(ctx context.Context, node *Node, pod *Pod, options VethOptions) (*
 	return veth, nil
 }
 
-func makeVeth(ctx context.Context, node *Node, pod *Pod, o VethOptions) (*Veth, error) {
+func makeVeth(ctx context.Context, node Place, pod *Pod, o VethOptions) (*Veth, error) {
 	if o.HostName == "" {
 		o.HostName = "veth" + rand.Text()[:8]
 	}

@@ -60,15 +60,22 @@ func converse(t *testing.T, a, b *net.TCPConn) {
 	t.Helper()
 	for _, ends := range [][2]*net.TCPConn{{a, b}, {b, a}} {
 		text := []byte("hello, world")
-		if err := ends[1].SetReadDeadline(time.Now().Add(patience)); err != nil {
-			t.Fatal(err)
-		}
 		if _, err := ends[0].Write(text); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := io.ReadFull(ends[1], text); err != nil || string(text) != "hello, world" {
-			t.Fatalf("%q came, %v", text, err)
-		}
+		received(t, ends[1], string(text))
+	}
+}
+
+// received waits for what has to come.
+func received(t *testing.T, conn *net.TCPConn, want string) {
+	t.Helper()
+	if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(conn, got); err != nil || string(got) != want {
+		t.Fatalf("%q came, %v; want %q", got, err, want)
 	}
 }
 

@@ -71,11 +71,15 @@ func newFilterRig(t *testing.T, c chain, filter string) *filterRig {
 		network: tests.MustNetwork(t, n, tests.Conflist("net", "1.1.0", main,
 			n.XDP(tests.Conf{"mode": c.mode, "capabilities": tests.Conf{"xdpFilter": true}}))),
 		pod: tests.MustPod(t, n, "pod"), peer: tests.MustPod(t, n, "peer"),
-		datapath: datapath.New(datapath.Options{Root: pins.NewRoot(n.BPFFS)}),
+		datapath: newDatapath(n),
 	}
 	tests.MustAdd(t, r.network, r.pod, xdpFilter(filter))
 	tests.MustAdd(t, r.network, r.peer)
 	return r
+}
+
+func newDatapath(n *tests.Node) *datapath.Datapath {
+	return datapath.New(datapath.Options{Root: pins.NewRoot(n.BPFFS)})
 }
 
 // xdpFilter gives a pod a filter of its own.
@@ -159,6 +163,16 @@ func (r *filterRig) expect(what string, more decisions) {
 	})
 }
 
+// settle takes what the filter did as expected: for what the kernel repeats as often as it likes.
+func (r *filterRig) settle() {
+	r.t.Helper()
+	have, err := r.decided()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.want = have
+}
+
 // decided reads what the filter did.
 func (r *filterRig) decided() (decisions, error) {
 	d := decisions{}
@@ -205,6 +219,22 @@ func (d decisions) note(name string, c datapath.Counter) {
 	if c != (datapath.Counter{}) {
 		d[name] = counter(c)
 	}
+}
+
+func unmarshal(t *testing.T, text string, into any) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(text), into); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func marshal(t *testing.T, v any) string {
+	t.Helper()
+	data, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
 }
 
 // times is what n frames of a size count.

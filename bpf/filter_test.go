@@ -435,3 +435,31 @@ func TestDuplicateAddressDetection(t *testing.T) {
 			packets.ICMPv6{Type: new(uint8(135)), Rest: new([4]byte)}, packets.Payload(test.target.AsSlice())), test.want)
 	}
 }
+
+// TestFlowsOfAnotherPod fills a pod's table of flows many times over: another pod's flow is still known.
+func TestFlowsOfAnotherPod(t *testing.T) {
+	f := newFiltered(t, `{"maxFlows":256,"default":{"egress":"allow","ingress":"deny"}}`)
+	other := trial{slot: f.slot + 1, policies: f.policies, flows: f.newInner(t, bpf.DatapathMapFlows, 256, nil, nil)}
+	defer other.flows.Close()
+	place := []uint32{other.slot * places}
+	put(t, f.Policies, place[0], f.policies[0].header)
+	putMaps(t, f.PodPolicyWords, place, []*ebpf.Map{f.policies[0].words})
+	putMaps(t, f.PodPolicyPrefixes, place, []*ebpf.Map{f.policies[0].prefixes})
+	putMaps(t, f.PodRuleCounters, place, []*ebpf.Map{f.policies[0].counters})
+	putMaps(t, f.PodFlows, []uint32{other.slot}, []*ebpf.Map{other.flows})
+
+	frame := func(port uint16) []byte { return out(out4(), packets.UDP{Ports: &packets.Ports{Src: port, Dst: 53}}) }
+	reply := func(port uint16) []byte { return in(in4(), packets.UDP{Ports: &packets.Ports{Src: 53, Dst: port}}) }
+	for _, pod := range []*trial{&f.trial, &other} {
+		f.install(t, pod, 0)
+		f.sends(t, conf.Egress, frame(1), true)
+		f.sends(t, conf.Ingress, reply(1), true)
+	}
+	f.install(t, &f.trial, 0)
+	for port := range uint16(5000) {
+		f.sends(t, conf.Egress, frame(1000+port), true)
+	}
+	f.sends(t, conf.Ingress, reply(1000), false) // forgotten: the table was full
+	f.install(t, &other, 0)
+	f.sends(t, conf.Ingress, reply(1), true)
+}

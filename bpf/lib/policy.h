@@ -16,8 +16,12 @@
  * matches depends on two things alone: the remote address, and the protocol with its port. Each
  * is looked up for its class, the set of rules that it matches as a bit vector, and the first bit
  * that both have is the first rule that matches. A row is such a vector: a summary, of which bit
- * i tells whether word i is not 0, and then its words, bit 0 of word 0 the first rule.
+ * i tells whether word i is not 0, and then its words, bit 0 of word 0 the first rule. A row of one
+ * bit is not there: POLICY_ONE and the number of the bit are in its place.
  */
+
+/* In the place of a row's index, or of an address class: one rule, whose bit is the rest. */
+#define POLICY_ONE (1U << 31)
 
 #define POLICY_MAX_ROW       64 /* words of a row: 4096 rules */
 #define POLICY_MAX_ADDRESSES 32 /* of a pod */
@@ -199,6 +203,21 @@ static __always_inline __u32 policy_first_bit(__u64 bits)
 #define POLICY_BROKEN  (POLICY_NO_RULE - 1)
 
 /*
+ * Returns the word of the rule that one stands for, a row of one bit, if row has it too, or
+ * POLICY_NO_RULE.
+ */
+static __always_inline __u64 policy_one(void *words, const struct policy_direction *rules,
+					__u32 one, __u32 row)
+{
+	__u32 rule = one & ~POLICY_ONE;
+
+	if (row & POLICY_ONE ? row != one
+			     : !(policy_word(words, row + 1 + rule / 64) >> rule % 64 & 1))
+		return POLICY_NO_RULE;
+	return policy_word(words, rules->rules + rule);
+}
+
+/*
  * Returns the word of the first rule that matches the packet in the CPU's view, by the policy at
  * place, or POLICY_NO_RULE or POLICY_BROKEN. direction is that of the flow's first packet, and port
  * its destination port (struct view); portless says that it is not known. Global, with numbers for
@@ -228,8 +247,12 @@ __attribute__((noinline)) __u64 policy_match(__u32 place, __u32 direction, __u32
 	class = bpf_map_lookup_elem(prefixes, &prefix);
 	if (!class)
 		return POLICY_BROKEN;
-	address_row = rules->address_rows + *class * rules->row_words;
 	port_row = policy_port_row(words, rules, view->key.protocol, port, portless);
+	if (*class & POLICY_ONE)
+		return policy_one(words, rules, *class, port_row);
+	address_row = rules->address_rows + *class * rules->row_words;
+	if (port_row & POLICY_ONE)
+		return policy_one(words, rules, port_row, address_row);
 	candidates = policy_word(words, address_row) & policy_word(words, port_row);
 	for (int i = 0; i < POLICY_MAX_ROW; i++) {
 		__u32 word;

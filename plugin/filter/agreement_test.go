@@ -89,8 +89,18 @@ func checkLayout(t *testing.T, p *filter.Policy) {
 		if want := max(1, (head.Count+63)/64) + 1; head.RowWords != want {
 			t.Fatalf("direction %d: rows of %d words for %d rules, want %d", d, head.RowWords, head.Count, want)
 		}
-		first := uint32(1 << 31) // row for ports
+		// isOne: in the place of a row stands the one rule that is in it
+		isOne := func(row uint32) bool {
+			if row&filter.OneRule != 0 && row&^filter.OneRule >= head.Count {
+				t.Fatalf("direction %d: rule %d of %d in the place of a row", d, row&^filter.OneRule, head.Count)
+			}
+			return row&filter.OneRule != 0
+		}
+		first := head.AddressRows // row for ports
 		checkPortRow := func(at uint32) {
+			if isOne(at) {
+				return
+			}
 			first = min(first, at)
 			if at+head.RowWords > head.AddressRows || (head.AddressRows-at)%head.RowWords != 0 {
 				t.Fatalf("direction %d: no row for ports at %d", d, at)
@@ -119,7 +129,7 @@ func checkLayout(t *testing.T, p *filter.Policy) {
 		}
 		classes := uint32(0)
 		for _, prefix := range p.Prefixes {
-			if int(prefix.Direction) == d {
+			if int(prefix.Direction) == d && !isOne(prefix.Class) {
 				classes = max(classes, prefix.Class+1)
 			}
 		}

@@ -101,7 +101,12 @@ func (p *Policy) compileDirection(d conf.Direction, rules []rule) {
 	for _, m := range matchers {
 		portRows += uint32(len(m.intervals))
 	}
-	row := func(class uint32) uint64 { return uint64(portRows + class*head.RowWords) }
+	row := func(class uint32) uint64 {
+		if class&OneRule != 0 {
+			return uint64(class)
+		}
+		return uint64(portRows + class*head.RowWords)
+	}
 	words := make([]uint64, 2*256, int(portRows-head.Protocols)+len(rows.words))
 	for _, m := range matchers {
 		at := uint64(head.Protocols) + uint64(len(words))

@@ -47,21 +47,22 @@ func TestCompileWords(t *testing.T) {
 	}
 	const (
 		intervals = 512           // of tcp five, of the others one
-		portRows  = intervals + 6 // {web, rest}, {rest}; two words each
-		addresses = portRows + 4  // {}, {web, rest}, {rest}
-		rules     = addresses + 6
+		portRows  = intervals + 6 // {web, rest}; two words each
+		addresses = portRows + 2  // {}, {web, rest}
+		rules     = addresses + 4
 		ingress   = rules + 2
+		rest      = filter.OneRule | 1 // {rest}
 	)
 	words := make([]uint64, ingress)
 	for protocol := range 256 {
-		words[2*protocol], words[2*protocol+1] = 1<<32|(intervals+5), portRows+2
+		words[2*protocol], words[2*protocol+1] = 1<<32|(intervals+5), rest
 	}
 	words[2*6], words[2*6+1] = 5<<32|intervals, portRows
 	copy(words[intervals:], []uint64{
-		0 | (portRows+2)<<32, 80 | portRows<<32, 81 | (portRows+2)<<32, 8000 | portRows<<32, 9000 | (portRows+2)<<32,
-		0 | (portRows+2)<<32,
-		1, 0b11, 1, 0b10,
-		0, 0, 1, 0b11, 1, 0b10,
+		0 | rest<<32, 80 | portRows<<32, 81 | rest<<32, 8000 | portRows<<32, 9000 | rest<<32,
+		0 | rest<<32,
+		1, 0b11,
+		0, 0, 1, 0b11,
 		1<<32 | 1<<8, 2<<32 | 2,
 	})
 	if got := p.Words[:ingress]; !reflect.DeepEqual(got, words) {
@@ -70,9 +71,9 @@ func TestCompileWords(t *testing.T) {
 	if got, want := p.Directions[0], (filter.Direction{Protocols: 0, AddressRows: addresses, Rules: rules, RowWords: 2, Count: 2}); got != want {
 		t.Errorf("egress %+v, want %+v", got, want)
 	}
-	// Nothing but one row, which is of all ports and all addresses.
+	// No row at all: one rule, of all ports and all addresses.
 	if got, want := p.Directions[1], (filter.Direction{
-		Protocols: ingress, AddressRows: ingress + 512 + 1 + 2, Rules: ingress + 512 + 1 + 2 + 2, RowWords: 2, Count: 1,
+		Protocols: ingress, AddressRows: ingress + 512 + 1, Rules: ingress + 512 + 1, RowWords: 2, Count: 1,
 	}); got != want {
 		t.Errorf("ingress %+v, want %+v", got, want)
 	}
@@ -84,10 +85,10 @@ func TestCompileWords(t *testing.T) {
 	if want := []filter.PrefixClass{
 		{conf.Egress, mapped(), 96, 0},
 		{conf.Egress, mapped(10), 104, 1},
-		{conf.Egress, mapped(10, 1), 112, 2},
+		{conf.Egress, mapped(10, 1), 112, rest},
 		{conf.Egress, [16]byte{}, 0, 0},
-		{conf.Ingress, mapped(), 96, 0},
-		{conf.Ingress, [16]byte{}, 0, 0},
+		{conf.Ingress, mapped(), 96, filter.OneRule},
+		{conf.Ingress, [16]byte{}, 0, filter.OneRule},
 	}; !reflect.DeepEqual(p.Prefixes, want) {
 		t.Errorf("prefixes %+v, want %+v", p.Prefixes, want)
 	}

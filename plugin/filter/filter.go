@@ -23,6 +23,10 @@ const (
 	FlagAntiSpoof = 1 << 2
 )
 
+// OneRule is set in what stands in the place of a row's index, or of an address class, for exactly one
+// rule, whose bit is the rest.
+const OneRule = 1 << 31
+
 // Policy is a compiled filter.
 //
 // Words holds, for each direction:
@@ -34,8 +38,11 @@ const (
 //   - The intervals, in ascending order, the first from port 0: the first port (low 16 bits) and the
 //     index in Words of the row for the ports from there to the next interval (high 32 bits).
 //   - The rows for ports.
-//   - The rows for addresses, from AddressRows on; the class of an address is the number of its row.
+//   - The rows for addresses, from AddressRows on; the class of an address is the number of its row, or one rule.
 //   - A word for each rule, from Rules on: see [RuleWord].
+//
+// Where a row would have one bit, no row is: in its place stands [OneRule] and the number of the bit. Rules
+// with a prefix or a port of their own need no rows at all, then, and few look-ups.
 //
 // A row is RowWords words: a summary, in which bit w says whether word w of those behind it is not
 // zero, and those words, in which bit i%64 of word i/64 is rule i of the direction.

@@ -46,8 +46,21 @@ func (p *Policy) LookupFragment(d conf.Direction, remote netip.Addr, protocol ui
 // remote address.
 func (p *Policy) first(d conf.Direction, remote netip.Addr, portRow uint32) (RuleWord, bool) {
 	head := p.Directions[d]
-	ports := p.Words[portRow:][:head.RowWords]
-	addresses := p.Words[head.AddressRows+p.class(d, remote)*head.RowWords:][:head.RowWords]
+	row := func(at uint32) []uint64 {
+		if at&OneRule == 0 {
+			return p.Words[at:][:head.RowWords]
+		}
+		i := at &^ OneRule
+		set := make([]uint64, head.RowWords)
+		set[0], set[1+i/64] = 1<<(i/64), 1<<(i%64)
+		return set
+	}
+	ports := row(portRow)
+	class := p.class(d, remote)
+	if class&OneRule == 0 {
+		class = head.AddressRows + class*head.RowWords
+	}
+	addresses := row(class)
 	for summary := ports[0] & addresses[0]; summary != 0; summary &= summary - 1 {
 		word := bits.TrailingZeros64(summary)
 		if both := ports[1+word] & addresses[1+word]; both != 0 {

@@ -2,6 +2,7 @@ package filter
 
 import (
 	"hash/maphash"
+	"math/bits"
 	"slices"
 )
 
@@ -10,6 +11,20 @@ type ruleSet []uint64
 
 func (s ruleSet) set(i int)   { s[i/64] |= 1 << (i % 64) }
 func (s ruleSet) clear(i int) { s[i/64] &^= 1 << (i % 64) }
+
+// only returns the rule of a set that has one.
+func (s ruleSet) only() (rule int, ok bool) {
+	for i, w := range s {
+		switch {
+		case w == 0:
+		case ok || w&(w-1) != 0:
+			return 0, false
+		default:
+			rule, ok = i*64+bits.TrailingZeros64(w), true
+		}
+	}
+	return rule, ok
+}
 
 // rows collects rows, equal ones once.
 type rows struct {
@@ -24,8 +39,11 @@ func newRows(width int) *rows {
 	return &rows{width: width, byKey: make(map[uint64][]uint32), seed: maphash.MakeSeed()}
 }
 
-// add returns the number of the row that is equal to set.
+// add returns the number of the row that is equal to set, or, without a row, the one rule that is in it.
 func (r *rows) add(set ruleSet) uint32 {
+	if i, ok := set.only(); ok {
+		return OneRule | uint32(i)
+	}
 	r.bytes = r.bytes[:0]
 	for _, w := range set {
 		r.bytes = append(r.bytes, byte(w), byte(w>>8), byte(w>>16), byte(w>>24),

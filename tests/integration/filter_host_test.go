@@ -16,7 +16,7 @@ import (
 // TestFilterHost sends to a pod that nobody may reach as a kubelet does, from the node itself: it arrives if allowHost
 // is set, and only from there. What the node forwards is not its own, whatever its source is by then.
 func TestFilterHost(t *testing.T) {
-	eachChain(t, allChains, `{}`, func(r *filterRig) {
+	eachChain(t, mixedChains, `{}`, func(r *filterRig) {
 		outside := newOutside(r)
 		services := newServices(r, outside)
 		filter := func(allowHost bool) string {

@@ -127,7 +127,7 @@ func sum(counters ...counter) (s counter) {
 // TestFilterSockets sends TCP, UDP and pings of real sockets both ways, in both families: what is allowed comes back
 // whole, what is denied does not arrive, and all that decides is counted, to the packet and the byte.
 func TestFilterSockets(t *testing.T) {
-	eachChain(t, allChains, `{}`, func(r *filterRig) {
+	eachChain(t, mostChains, `{}`, func(r *filterRig) {
 		ways := r.ways()
 		var allow, deny, audit []string
 		for _, w := range ways {

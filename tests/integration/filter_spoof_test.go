@@ -93,7 +93,7 @@ func (r *filterRig) falseNeighbours() []falseFrame {
 // TestFilterSpoof sends from the pod, by packet sockets and raw ones, what claims to be from others: the peer gets
 // nothing of it and keeps its neighbours. Without antiSpoof it gets all of it, and takes the pod for its gateway.
 func TestFilterSpoof(t *testing.T) {
-	eachChain(t, append(bridgeChains[:3:3], chain{"tcx", "ptp"}), `{}`, func(r *filterRig) {
+	eachChain(t, mixedChains, `{}`, func(r *filterRig) {
 		frames := append(r.falsePackets(), r.falseNeighbours()...)
 		if r.shape == "ptp" {
 			frames = slices.DeleteFunc(frames, func(f falseFrame) bool { return !f.routed })

@@ -122,8 +122,9 @@ func firstPackets(t *testing.T, mode, direction string) {
 		t.Log("nothing was sent before the filter was in force")
 		numbers = []uint64{0}
 	}
+	slices.Sort(numbers)
 	first, last := numbers[0], numbers[len(numbers)-1]
-	if !slices.IsSorted(numbers) || last-first+1 != uint64(len(numbers)) {
+	if last-first+1 != uint64(len(numbers)) {
 		t.Errorf("%d frames passed, from number %d to %d: some were dropped before", len(numbers), first, last)
 	}
 	if last > added {

@@ -308,7 +308,7 @@ func TestDropEventsAreLimited(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer reader.Close()
-	const drops = 100_000
+	const drops = 1_000_000
 	before := monotonic(t)
 	start := f.pod.counters(t)
 	frame := out(out4(), packets.UDP{})
@@ -329,8 +329,9 @@ func TestDropEventsAreLimited(t *testing.T) {
 		}
 		told++
 	}
-	// DROP_WINDOW_EVENTS in 2^DROP_WINDOW_SHIFT ns; one more window has begun before
-	windows := int(took>>27) + 2
+	// DROP_WINDOW_EVENTS in 2^DROP_WINDOW_SHIFT ns; one more window has begun before, and the run may
+	// have gone from one CPU to another
+	windows := (int(took>>27) + 2) * ebpf.MustPossibleCPU()
 	if most := 64 * windows; told == 0 || told > most {
 		t.Errorf("%d of %d drops were told in %v, want at most %d", told, drops, took, most)
 	}

@@ -81,8 +81,8 @@ func dhcp(r *filterRig) {
 	r.expect("with a rule", decisions{"rule dhcp": size})
 }
 
-// duplicateAddresses gives the pod an address that the peer has, and one that is free: it finds out which is which,
-// though antiSpoof knows of neither.
+// duplicateAddresses takes the pod its address and gives it back: it asks whether anybody has that, and uses it. For
+// the peer's address it may not ask: with antiSpoof that would keep the peer from getting it.
 func duplicateAddresses(r *filterRig) {
 	conf, ifname := "net/ipv6/conf/"+r.pod.IfName+"/", r.pod.IfName
 	err := errors.Join(r.pod.Sysctl(conf+"accept_dad", "1"), r.pod.Sysctl(conf+"dad_transmits", "1"),
@@ -90,46 +90,61 @@ func duplicateAddresses(r *filterRig) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	for _, test := range []struct {
-		address   netip.Addr
-		duplicate bool
-	}{
-		{r.peer.IPv6(), true},
-		{netip.MustParseAddr("fd00:10:244::9999"), false},
-	} {
-		questions, err := tests.NewCapture(r.peer, r.peer.IfName, func(frame []byte) bool {
-			return len(frame) >= 78 && frame[20] == packets.ProtocolICMPv6 && frame[54] == 135 &&
-				netip.AddrFrom16([16]byte(frame[22:38])).IsUnspecified() && netip.AddrFrom16([16]byte(frame[62:78])) == test.address
-		})
+	questions, err := tests.NewCapture(r.peer, r.peer.IfName, func(frame []byte) bool {
+		return len(frame) >= 78 && frame[20] == packets.ProtocolICMPv6 && frame[54] == 135 &&
+			netip.AddrFrom16([16]byte(frame[22:38])).IsUnspecified()
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer questions.Close()
+	about := func(want netip.Addr) {
+		frame, err := questions.Next(r.t.Context(), patience)
 		if err != nil {
-			r.t.Fatal(err)
+			r.t.Fatalf("the pod's question for %s: %v", want, err)
 		}
-		defer questions.Close()
-		err = r.pod.Do(func() error {
+		if target := netip.AddrFrom16([16]byte(frame[62:78])); target != want {
+			r.t.Errorf("the pod's question is for %s, want %s", target, want)
+		}
+	}
+	change := func(how func(netlink.Link, *netlink.Addr) error, address netip.Addr) {
+		err := r.pod.Do(func() error {
 			link, err := netlink.LinkByName(ifname)
 			if err != nil {
 				return err
 			}
-			return netlink.AddrAdd(link, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(test.address, 64))})
+			return how(link, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(address, 64))})
 		})
 		if err != nil {
 			r.t.Fatal(err)
 		}
-		if _, err := questions.Next(r.t.Context(), patience); err != nil {
-			r.t.Errorf("the pod's question for %s: %v", test.address, err)
-		}
+	}
+	usable := func(address netip.Addr) {
 		eventually(r.t, func() error {
-			flags, err := addressFlags(r.pod, test.address)
-			switch {
-			case err != nil:
-				return err
-			case test.duplicate && flags&unix.IFA_F_DADFAILED == 0, !test.duplicate && flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) != 0:
-				return fmt.Errorf("address %s has flags %#x; a duplicate: %t", test.address, flags, test.duplicate)
+			flags, err := addressFlags(r.pod, address)
+			if err == nil && flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) != 0 {
+				err = fmt.Errorf("address %s has flags %#x", address, flags)
 			}
-			return nil
+			return err
 		})
 	}
-	r.expect("duplicate address detection", nil)
+
+	own := r.pod.IPv6()
+	change(netlink.AddrDel, own)
+	change(netlink.AddrAdd, own)
+	about(own)
+	usable(own)
+	r.expect("detection of its own address", nil)
+
+	const solicitation = 14 + 40 + 24 + 8 // with a nonce (RFC 7527)
+	change(netlink.AddrAdd, r.peer.IPv6())
+	usable(r.peer.IPv6()) // nobody answers
+	r.expect("detection of another's address", decisions{"egress spoof": {Packets: 1, Bytes: solicitation}})
+	change(netlink.AddrDel, r.peer.IPv6())
+	change(netlink.AddrDel, own)
+	change(netlink.AddrAdd, own)
+	about(own) // and no other question came before it
+	usable(own)
 }
 
 // addressFlags are those that a place has for an address, IFA_F_*.

@@ -30,11 +30,7 @@ func inForce(t *testing.T, n *tests.Node, pod *tests.Pod) (names []string) {
 		if err != nil {
 			return err
 		}
-		state, err := r.datapath.ReadPolicy(a)
-		if err != nil {
-			return err
-		}
-		f, _, err := conf.ParseFilter(state.Source)
+		f, _, err := r.inForce(a)
 		if err != nil {
 			return err
 		}

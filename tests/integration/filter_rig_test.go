@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"testing"
 	"time"
@@ -151,13 +152,16 @@ func (r *filterRig) expect(what string, more decisions) {
 			delete(r.want, name)
 		}
 	}
-	eventually(r.t, func() error {
-		have, err := r.decided()
+	var have decisions
+	eventually(r.t, func() (err error) {
+		have, err = r.decided()
 		if err == nil && fmt.Sprint(have) != fmt.Sprint(r.want) {
 			err = fmt.Errorf("%s: the filter counted %v, want %v", what, have, r.want)
 		}
 		return err
 	})
+	clear(r.want) // one difference is told of once
+	maps.Copy(r.want, have)
 }
 
 // decided reads what the filter did.
@@ -174,20 +178,26 @@ func (r *filterRig) decided() (decisions, error) {
 		}
 		d.drops("egress", stats.Egress.Drops[:])
 		d.drops("ingress", stats.Ingress.Drops[:])
-		state, err := r.datapath.ReadPolicy(a)
-		if err != nil {
-			return err
-		}
-		f, _, err := conf.ParseFilter(state.Source)
-		if err != nil {
-			return err
-		}
-		for i, rule := range state.Rules {
+		f, rules, err := r.inForce(a)
+		for i, rule := range rules {
 			d.note("rule "+f.Rules[i].Name, rule.Counter)
 		}
-		return nil
+		return err
 	})
 	return d, err
+}
+
+// inForce reads the filter of an attachment, and what its rules decided. Call it in the node's namespace.
+func (r *filterRig) inForce(a datapath.Attachment) (*conf.Filter, []datapath.RuleStats, error) {
+	state, err := r.datapath.ReadPolicy(a)
+	if err != nil {
+		return nil, nil, err
+	}
+	f, _, err := conf.ParseFilter(state.Source)
+	if err != nil {
+		return nil, nil, err
+	}
+	return f, state.Rules, nil
 }
 
 func (d decisions) drops(direction string, reasons []datapath.Counter) {

@@ -1,9 +1,11 @@
 package conf
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 )
 
@@ -130,6 +132,33 @@ func (r *Rule) Remote() []netip.Prefix {
 
 // NeedsPort says whether it takes ports, or an ICMP type, to tell if a packet matches.
 func (r *Rule) NeedsPort() bool { return len(r.Ports) > 0 || r.ICMP != nil }
+
+// ICMPPort is what stands in the place of a port for a message of ICMP and ICMPv6.
+func ICMPPort(icmpType, code uint8) uint16 { return uint16(icmpType)<<8 | uint16(code) }
+
+// PortSpace returns the ports that it matches, or the messages of ICMP in their place, as [ICMPPort] has
+// them, as ranges that neither overlap nor touch, in order.
+func (r *Rule) PortSpace() []PortRange {
+	switch {
+	case r.ICMP != nil && r.ICMP.Code != nil:
+		one := ICMPPort(r.ICMP.Type, *r.ICMP.Code)
+		return []PortRange{{one, one}}
+	case r.ICMP != nil:
+		return []PortRange{{ICMPPort(r.ICMP.Type, 0), ICMPPort(r.ICMP.Type, 255)}}
+	case len(r.Ports) == 0:
+		return []PortRange{{0, 0xffff}}
+	}
+	sorted := slices.SortedFunc(slices.Values(r.Ports), func(a, b PortRange) int { return cmp.Compare(a.First, b.First) })
+	merged := sorted[:0]
+	for _, p := range sorted {
+		if n := len(merged); n > 0 && int(p.First) <= int(merged[n-1].Last)+1 {
+			merged[n-1].Last = max(merged[n-1].Last, p.Last)
+			continue
+		}
+		merged = append(merged, p)
+	}
+	return merged
+}
 
 // String returns "egress" or "ingress".
 func (d Direction) String() string { return wordOf(directions, d) }

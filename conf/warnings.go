@@ -117,7 +117,7 @@ func newCoverage(f *Filter) *coverage {
 func (c *coverage) add(i int) (by int, covered bool) {
 	r := &c.rules[i]
 	c.addresses[i] = addressesOf(r.Remote(), r.Except)
-	c.ports[i] = portsOf(r)
+	c.ports[i] = r.PortSpace()
 	if len(c.addresses[i]) == 0 {
 		return 0, false
 	}
@@ -169,29 +169,4 @@ func withinRange(p PortRange, ranges []PortRange) bool {
 		}
 	}
 	return false
-}
-
-// portsOf returns the ports that r matches, or ICMP types with codes as numbers (type * 256 + code),
-// as ranges that neither overlap nor touch.
-func portsOf(r *Rule) []PortRange {
-	switch {
-	case r.ICMP != nil && r.ICMP.Code != nil:
-		one := uint16(r.ICMP.Type)<<8 | uint16(*r.ICMP.Code)
-		return []PortRange{{one, one}}
-	case r.ICMP != nil:
-		first := uint16(r.ICMP.Type) << 8
-		return []PortRange{{first, first | 0xff}}
-	case len(r.Ports) == 0:
-		return []PortRange{{0, 0xffff}}
-	}
-	sorted := slices.SortedFunc(slices.Values(r.Ports), func(a, b PortRange) int { return int(a.First) - int(b.First) })
-	merged := sorted[:0]
-	for _, p := range sorted {
-		if n := len(merged); n > 0 && int(p.First) <= int(merged[n-1].Last)+1 {
-			merged[n-1].Last = max(merged[n-1].Last, p.Last)
-			continue
-		}
-		merged = append(merged, p)
-	}
-	return merged
 }

@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/xdp-cni/xdp-cni/conf"
-	"github.com/xdp-cni/xdp-cni/plugin/filter"
 	"github.com/xdp-cni/xdp-cni/plugin/filter/model"
 )
 
@@ -204,7 +203,7 @@ func (p *packet) subject() model.Subject {
 // lookupPort is what the compiled filter has in the place of a port.
 func (p *packet) lookupPort() uint16 {
 	if p.icmp != nil {
-		return filter.ICMPPort(p.icmp.Type, *p.icmp.Code)
+		return conf.ICMPPort(p.icmp.Type, *p.icmp.Code)
 	}
 	return p.port()
 }

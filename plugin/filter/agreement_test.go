@@ -14,7 +14,7 @@ import (
 // portOf is what stands in the place of a port for a subject.
 func portOf(s model.Subject) uint16 {
 	if s.Protocol == uint8(conf.ProtocolICMP) || s.Protocol == uint8(conf.ProtocolICMPv6) {
-		return filter.ICMPPort(s.ICMPType, s.ICMPCode)
+		return conf.ICMPPort(s.ICMPType, s.ICMPCode)
 	}
 	return s.Port
 }

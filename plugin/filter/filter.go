@@ -101,6 +101,3 @@ func (w RuleWord) NeedsPort() bool { return w&ruleNeedsPort != 0 }
 
 // Number is the rule's number in the filter, over both directions, from 0.
 func (w RuleWord) Number() int { return int(w >> 32) }
-
-// ICMPPort is what stands in the place of a port for ICMP and ICMPv6.
-func ICMPPort(icmpType, code uint8) uint16 { return uint16(icmpType)<<8 | uint16(code) }

@@ -9,7 +9,7 @@ import (
 
 // Lookup returns the number of the first rule of a direction that matches a packet, or -1 if none
 // does, step by step as the packet path does. port is the destination port of TCP, UDP and SCTP,
-// [ICMPPort] of ICMP over IPv4 and of ICMPv6 over IPv6, and 0 of all else.
+// [conf.ICMPPort] of ICMP over IPv4 and of ICMPv6 over IPv6, and 0 of all else.
 //
 // It looks through all prefixes one by one: for tests and explanations.
 func (p *Policy) Lookup(d conf.Direction, remote netip.Addr, protocol uint8, port uint16) int {

@@ -63,7 +63,7 @@ func matchPorts(rules []rule, protocols []uint8, protocol conf.Protocol, rows *r
 			now.set(i)
 			continue
 		}
-		for _, p := range portRanges(r.Rule) {
+		for _, p := range r.PortSpace() {
 			changes = append(changes, change{uint32(p.First), i, true}, change{uint32(p.Last) + 1, i, false})
 		}
 	}
@@ -93,28 +93,4 @@ func matchPorts(rules []rule, protocols []uint8, protocol conf.Protocol, rows *r
 		}
 	}
 	return m
-}
-
-// portRanges returns the ports of a rule that has some, or its ICMP types in their place, as ranges
-// that neither overlap nor touch.
-func portRanges(r *conf.Rule) []conf.PortRange {
-	switch {
-	case r.ICMP != nil && r.ICMP.Code != nil:
-		one := ICMPPort(r.ICMP.Type, *r.ICMP.Code)
-		return []conf.PortRange{{First: one, Last: one}}
-	case r.ICMP != nil:
-		return []conf.PortRange{{First: ICMPPort(r.ICMP.Type, 0), Last: ICMPPort(r.ICMP.Type, 255)}}
-	}
-	sorted := slices.SortedFunc(slices.Values(r.Ports), func(a, b conf.PortRange) int {
-		return cmp.Compare(a.First, b.First)
-	})
-	merged := sorted[:0]
-	for _, p := range sorted {
-		if n := len(merged); n > 0 && uint32(p.First) <= uint32(merged[n-1].Last)+1 {
-			merged[n-1].Last = max(merged[n-1].Last, p.Last)
-			continue
-		}
-		merged = append(merged, p)
-	}
-	return merged
 }

@@ -48,7 +48,7 @@ type RuleStats struct {
 type inForce struct {
 	slot, place uint32
 	filtered    bool // else there is none, and place is 0
-	generation  uint32
+	policy      bpf.DatapathPolicy
 }
 
 // inForce reads what is in force for an attachment; found is false if it has no slot.
@@ -65,11 +65,9 @@ func (n *node) inForce(m *Meta) (f inForce, found bool, err error) {
 	if slot.Flags&uint32(bpf.DatapathSlotFlagSLOT_POLICY) != 0 {
 		f.place = 1
 	}
-	var policy bpf.DatapathPolicy
-	if err := n.policies.Lookup(policyIndex(f.slot, f.place), &policy); err != nil {
+	if err := n.policies.Lookup(policyIndex(f.slot, f.place), &f.policy); err != nil {
 		return f, true, fmt.Errorf("reading the policy of slot %d: %w", f.slot, err)
 	}
-	f.generation = policy.Generation
 	return f, true, nil
 }
 
@@ -138,14 +136,14 @@ func (d *Datapath) readPolicy(a Attachment) (*PolicyState, error) {
 		if err != nil {
 			return err
 		}
-		state = &PolicyState{Generation: f.generation}
+		state = &PolicyState{Generation: f.policy.Generation}
 		if state.Source, err = readText(filepath.Join(dir, pinSource)); err != nil {
 			return err
 		}
-		if state.Addresses, err = n.readAddresses(policyIndex(f.slot, f.place), filepath.Join(dir, pinWords)); err != nil {
+		if state.Addresses, err = readAddresses(&f.policy, filepath.Join(dir, pinWords)); err != nil {
 			return err
 		}
-		state.Rules, err = n.readRules(policyIndex(f.slot, f.place), filepath.Join(dir, pinRuleCounters))
+		state.Rules, err = readRules(&f.policy, filepath.Join(dir, pinRuleCounters))
 		return err
 	})
 	if err != nil {
@@ -155,11 +153,7 @@ func (d *Datapath) readPolicy(a Attachment) (*PolicyState, error) {
 }
 
 // readAddresses reads the pod's own addresses from a policy's words.
-func (n *node) readAddresses(index uint32, pin string) ([]netip.Addr, error) {
-	var policy bpf.DatapathPolicy
-	if err := n.policies.Lookup(index, &policy); err != nil {
-		return nil, fmt.Errorf("reading policy %d: %w", index, err)
-	}
+func readAddresses(policy *bpf.DatapathPolicy, pin string) ([]netip.Addr, error) {
 	m, err := ebpf.LoadPinnedMap(pin, &ebpf.LoadPinOptions{ReadOnly: true})
 	if err != nil {
 		return nil, fmt.Errorf("opening map %s: %w", pin, err)
@@ -181,11 +175,7 @@ func (n *node) readAddresses(index uint32, pin string) ([]netip.Addr, error) {
 }
 
 // readRules reads what the rules of a policy decided.
-func (n *node) readRules(index uint32, pin string) ([]RuleStats, error) {
-	var policy bpf.DatapathPolicy
-	if err := n.policies.Lookup(index, &policy); err != nil {
-		return nil, fmt.Errorf("reading policy %d: %w", index, err)
-	}
+func readRules(policy *bpf.DatapathPolicy, pin string) ([]RuleStats, error) {
 	rules := make([]RuleStats, policy.RulesLen)
 	if len(rules) == 0 {
 		return rules, nil

@@ -131,7 +131,7 @@ func (r *replacing) open(ctx context.Context) (err error) {
 		r.place = 1 - r.old.place
 	}
 	r.now = r.old
-	r.policy.value.Generation = max(1, r.old.generation+1)
+	r.policy.value.Generation = max(1, r.old.policy.Generation+1)
 	return nil
 }
 
@@ -268,7 +268,7 @@ func (r *replacing) putInForce(ctx context.Context) error {
 		if err := r.node.slots.Put(r.old.slot, slot); err != nil {
 			return fmt.Errorf("changing slot %d: %w", r.old.slot, err)
 		}
-		r.now = inForce{slot: r.old.slot, place: r.place, filtered: true, generation: r.policy.value.Generation}
+		r.now = inForce{slot: r.old.slot, place: r.place, filtered: true, policy: r.policy.value}
 		return nil
 	})
 }

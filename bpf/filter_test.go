@@ -51,14 +51,20 @@ func newFiltered(t testing.TB, text string) *filtered {
 		f.flows.Close()
 		f.policies[0].close()
 	})
-	place := []uint32{f.slot * places}
-	put(t, f.Policies, place[0], f.policies[0].header)
-	putMaps(t, f.PodPolicyWords, place, []*ebpf.Map{f.policies[0].words})
-	putMaps(t, f.PodPolicyPrefixes, place, []*ebpf.Map{f.policies[0].prefixes})
-	putMaps(t, f.PodRuleCounters, place, []*ebpf.Map{f.policies[0].counters})
-	putMaps(t, f.PodFlows, []uint32{f.slot}, []*ebpf.Map{f.flows})
+	f.enter(t, &f.trial)
 	f.install(t, &f.trial, 0)
 	return f
+}
+
+// enter enters a pod's flows and its first policy.
+func (f *filtered) enter(t testing.TB, pod *trial) {
+	t.Helper()
+	policy, place := pod.policies[0], []uint32{pod.slot * places}
+	put(t, f.Policies, place[0], policy.header)
+	putMaps(t, f.PodPolicyWords, place, []*ebpf.Map{policy.words})
+	putMaps(t, f.PodPolicyPrefixes, place, []*ebpf.Map{policy.prefixes})
+	putMaps(t, f.PodRuleCounters, place, []*ebpf.Map{policy.counters})
+	putMaps(t, f.PodFlows, []uint32{pod.slot}, []*ebpf.Map{pod.flows})
 }
 
 // sends sends a frame and fails the test unless it passes as said.
@@ -442,12 +448,7 @@ func TestFlowsOfAnotherPod(t *testing.T) {
 	f := newFiltered(t, `{"maxFlows":256,"default":{"egress":"allow","ingress":"deny"}}`)
 	other := trial{slot: f.slot + 1, policies: f.policies, flows: f.newInner(t, bpf.DatapathMapFlows, 256, nil, nil)}
 	defer other.flows.Close()
-	place := []uint32{other.slot * places}
-	put(t, f.Policies, place[0], f.policies[0].header)
-	putMaps(t, f.PodPolicyWords, place, []*ebpf.Map{f.policies[0].words})
-	putMaps(t, f.PodPolicyPrefixes, place, []*ebpf.Map{f.policies[0].prefixes})
-	putMaps(t, f.PodRuleCounters, place, []*ebpf.Map{f.policies[0].counters})
-	putMaps(t, f.PodFlows, []uint32{other.slot}, []*ebpf.Map{other.flows})
+	f.enter(t, &other)
 
 	frame := func(port uint16) []byte { return out(out4(), packets.UDP{Ports: &packets.Ports{Src: port, Dst: 53}}) }
 	reply := func(port uint16) []byte { return in(in4(), packets.UDP{Ports: &packets.Ports{Src: 53, Dst: port}}) }

@@ -303,18 +303,19 @@ static __always_inline void filter_decide(struct view *view, const struct policy
 	if (policy->flags & POLICY_STATEFUL)
 		flow = filter_flow(view, flows, decision->now);
 	if (guarded) {
-		/* a flow was asked once, so that its packets need not be */
-		owned = flow && flow->generation == policy->generation &&
-			(flow->flags & FLOW_OWNED);
-		if (!owned)
+		bool current = flow && flow->generation == policy->generation;
+
+		/* a flow is asked once, so that its packets need not be */
+		owned = current && (flow->flags & FLOW_OWNED);
+		if (!owned) {
 			owned = policy_owns(place, false);
+			if (owned && current)
+				flow->flags |= FLOW_OWNED;
+		}
 		if (!owned && !filter_is_unspecified()) {
 			decision->reason = DROP_SPOOF;
 			return;
 		}
-		if (flow && owned && flow->generation == policy->generation &&
-		    !(flow->flags & FLOW_OWNED))
-			flow->flags |= FLOW_OWNED;
 	}
 	filter_judge(view, policy, flows, flow, place, direction, owned, decision);
 	if (view->flags & VIEW_FIRST_FRAGMENT)
@@ -374,9 +375,6 @@ static __always_inline enum verdict filter_run(struct view *view, const struct p
 	flows = bpf_map_lookup_elem(&pod_flows, &number);
 	if (!policy || policy->generation == 0 || !flows)
 		return VERDICT_DROP;
-	/* more tags than the parser looks through, of which the stack may take off any number */
-	if (view->ethertype == ETH_P_8021Q || view->ethertype == ETH_P_8021AD)
-		view->flags |= VIEW_BROKEN;
 	__builtin_memset(decision, 0, sizeof(*decision));
 	decision->now = clock_now();
 	filter_decide(view, policy, flows, place, direction, decision);

@@ -557,6 +557,9 @@ static __always_inline void view_fill(struct packet *pkt, enum parse_result resu
 	view->len = pkt->len;
 	view->packets = pkt->packets;
 	view->ethertype = pkt->ethertype;
+	/* more tags than the parser looks through, of which the stack may take off any number */
+	if (view->ethertype == ETH_P_8021Q || view->ethertype == ETH_P_8021AD)
+		view->flags |= VIEW_BROKEN;
 	if (view->flags & VIEW_BROKEN)
 		return;
 	eth = packet_header(pkt, 0, sizeof(*eth));

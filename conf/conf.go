@@ -89,6 +89,11 @@ type Config struct {
 	// Filter is the packet filter of every pod of the network that has none of
 	// its own; nil for none. See [Config.PodFilter].
 	Filter *Filter `json:"filter"`
+	// Redirect is the direct way to other pods of the node; nil for none.
+	Redirect *Redirect `json:"redirect"`
+	// BigTCP raises the veth's GSO and GRO limits; [BigTCPOff] if not given. Anything else comes only
+	// with [ModeTCX] and [ModeAuto].
+	BigTCP BigTCP `json:"bigTCP"`
 	// LogFile is the absolute path of the file to which the log is appended;
 	// empty for stderr.
 	LogFile string `json:"logFile"`
@@ -137,6 +142,8 @@ var configObject = object[Config]{
 		at("bpffs", func(c *Config) *string { return &c.BPFFS }, directory),
 		at("stats", func(c *Config) *Stats { return &c.Stats }, statsObject.rule()),
 		at("filter", func(c *Config) **Filter { return &c.Filter }, filterRule),
+		at("redirect", func(c *Config) **Redirect { return &c.Redirect }, redirectRule),
+		at("bigTCP", func(c *Config) *BigTCP { return &c.BigTCP }, booleanOrAuto),
 		at("logFile", func(c *Config) *string { return &c.LogFile }, fileOrEmpty),
 		at("logLevel", func(c *Config) *LogLevel { return &c.LogLevel }, oneOf(logLevels)),
 
@@ -249,6 +256,7 @@ func parse(stdin []byte) (*Config, error) {
 	}
 	var ps problems
 	c, _ := configObject.rule().read(&ps, "", raw)
+	checkBigTCP(&ps, &c)
 	return &c, ps.err()
 }
 

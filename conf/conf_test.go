@@ -61,6 +61,25 @@ func TestParse(t *testing.T) {
 		{"most peers", `{"type":"xdp","stats":{"peers":65536}}`, defaults(func(c *Config) { c.Stats.Peers = 65536 })},
 		{"peers as a decimal", `{"type":"xdp","stats":{"peers":1024.0}}`, defaults(func(c *Config) { c.Stats.Peers = 1024 })},
 		{"peers with an exponent", `{"type":"xdp","stats":{"peers":1E3}}`, defaults(func(c *Config) { c.Stats.Peers = 1000 })},
+		{"no redirect", `{"type":"xdp","redirect":false,"bigTCP":false}`, defaults(nil)},
+		{"redirect", `{"type":"xdp","redirect":true}`, defaults(func(c *Config) {
+			c.Redirect = &Redirect{AcrossNetworks: false, MaxEndpoints: 8192, MaxFlows: 16384}
+		})},
+		{"redirect, empty", `{"type":"xdp","redirect":{}}`, defaults(func(c *Config) {
+			c.Redirect = &Redirect{AcrossNetworks: false, MaxEndpoints: 8192, MaxFlows: 16384}
+		})},
+		{"least redirect", `{"type":"xdp","redirect":{"acrossNetworks":true,"maxEndpoints":2,"maxFlows":1024}}`,
+			defaults(func(c *Config) { c.Redirect = &Redirect{AcrossNetworks: true, MaxEndpoints: 2, MaxFlows: 1024} })},
+		{"most redirect", `{"type":"xdp","redirect":{"maxEndpoints":65536,"maxFlows":1048576}}`,
+			defaults(func(c *Config) { c.Redirect = &Redirect{MaxEndpoints: 65536, MaxFlows: 1048576} })},
+		{"big TCP", `{"type":"xdp","mode":"tcx","bigTCP":true}`,
+			defaults(func(c *Config) { c.Mode, c.BigTCP = ModeTCX, BigTCPOn })},
+		{"big TCP, the mode behind it", `{"type":"xdp","bigTCP":true,"mode":"auto"}`,
+			defaults(func(c *Config) { c.Mode, c.BigTCP = ModeAuto, BigTCPOn })},
+		{"big TCP auto", `{"type":"xdp","mode":"tcx","bigTCP":"auto"}`,
+			defaults(func(c *Config) { c.Mode, c.BigTCP = ModeTCX, BigTCPAuto })},
+		{"no big TCP in mode native", `{"type":"xdp","mode":"native","bigTCP":false}`,
+			defaults(func(c *Config) { c.Mode = ModeNative })},
 		{"log to stderr", `{"type":"xdp","logFile":""}`, defaults(nil)},
 		{"dots in bpffs", `{"type":"xdp","bpffs":"/a/..b/.c/d."}`, defaults(func(c *Config) { c.BPFFS = "/a/..b/.c/d." })},
 		{"null prevResult", `{"type":"xdp","prevResult":null}`, defaults(nil)},
@@ -92,7 +111,7 @@ func TestParse(t *testing.T) {
 }
 
 // ourKeys is how errors list the keys that an author may write.
-const ourKeys = `"mode", "bpffs", "stats", "filter", "logFile", "logLevel"`
+const ourKeys = `"mode", "bpffs", "stats", "filter", "redirect", "bigTCP", "logFile", "logLevel"`
 
 // broken has, for each way in which a configuration can be wrong, the details
 // of its error.
@@ -127,6 +146,38 @@ var broken = []struct{ name, in, details string }{
 		`"stats.peers": want a whole number from 0 to 65536, got 18446744073709551617`},
 	{"peers: beyond memory", `{"type":"xdp","stats":{"peers":1e999999999999}}`,
 		`"stats.peers": want a whole number from 0 to 65536, got 1e999999999999`},
+	{"redirect: string", `{"type":"xdp","redirect":"auto"}`, `"redirect": want true, false or an object, got "auto"`},
+	{"redirect: null", `{"type":"xdp","redirect":null}`, `"redirect": want true, false or an object, got null`},
+	{"redirect: number", `{"type":"xdp","redirect":1}`, `"redirect": want true, false or an object, got 1`},
+	{"redirect: unknown key", `{"type":"xdp","redirect":{"maxflows":4096}}`, `"redirect.maxflows": unknown key with value 4096, ` +
+		`want one of "acrossNetworks", "maxEndpoints", "maxFlows", did you mean "redirect.maxFlows"?`},
+	{"redirect: twice", `{"type":"xdp","redirect":true,"redirect":{}}`, `"redirect": given 2 times, as true and {}, want it once`},
+	{"acrossNetworks: null", `{"type":"xdp","redirect":{"acrossNetworks":null}}`,
+		`"redirect.acrossNetworks": want true or false, got null`},
+	{"maxEndpoints: one", `{"type":"xdp","redirect":{"maxEndpoints":1}}`,
+		`"redirect.maxEndpoints": want a whole number from 2 to 65536, got 1`},
+	{"maxEndpoints: too many", `{"type":"xdp","redirect":{"maxEndpoints":65537}}`,
+		`"redirect.maxEndpoints": want a whole number from 2 to 65536, got 65537`},
+	{"maxEndpoints: null", `{"type":"xdp","redirect":{"maxEndpoints":null}}`,
+		`"redirect.maxEndpoints": want a whole number from 2 to 65536, got null`},
+	{"maxFlows: too few", `{"type":"xdp","redirect":{"maxFlows":1023}}`,
+		`"redirect.maxFlows": want a whole number from 1024 to 1048576, got 1023`},
+	{"maxFlows: too many", `{"type":"xdp","redirect":{"maxFlows":1048577}}`,
+		`"redirect.maxFlows": want a whole number from 1024 to 1048576, got 1048577`},
+	{"bigTCP: word", `{"type":"xdp","mode":"tcx","bigTCP":"true"}`, `"bigTCP": want true, false or "auto", got "true"`},
+	{"bigTCP: case", `{"type":"xdp","mode":"tcx","bigTCP":"Auto"}`, `"bigTCP": want true, false or "auto", got "Auto"`},
+	{"bigTCP: null", `{"type":"xdp","mode":"tcx","bigTCP":null}`, `"bigTCP": want true, false or "auto", got null`},
+	{"bigTCP: bytes", `{"type":"xdp","mode":"tcx","bigTCP":196608}`, `"bigTCP": want true, false or "auto", got 196608`},
+	{"bigTCP: key in another case", `{"type":"xdp","mode":"tcx","bigTcp":true}`,
+		`"bigTcp": unknown key with value true, want one of ` + ourKeys + `, did you mean "bigTCP"?`},
+	{"bigTCP: generic", `{"type":"xdp","mode":"generic","bigTCP":"auto"}`,
+		`"bigTCP": want false, or the mode tcx or auto, got auto with mode generic`},
+	{"bigTCP: generic by default", `{"type":"xdp","bigTCP":true}`,
+		`"bigTCP": want false, or the mode tcx or auto, got true with mode generic`},
+	{"bigTCP: native", `{"type":"xdp","mode":"native","bigTCP":true}`,
+		`"bigTCP": want false, or the mode tcx or auto, got true with mode native`},
+	{"bigTCP: a mode that is none", `{"type":"xdp","mode":"warp","bigTCP":true}`,
+		`"mode": want one of "generic", "native", "tcx", "auto", got "warp"`},
 	{"logFile: relative", `{"type":"xdp","logFile":"log"}`, `"logFile": want the absolute path of a file, or an empty string, got "log"`},
 	{"logFile: directory", `{"type":"xdp","logFile":"/var/log/"}`, `"logFile": want the absolute path of a file, or an empty string, got "/var/log/"`},
 	{"logFile: NUL", `{"type":"xdp","logFile":"/a\u0000b"}`, `"logFile": want the absolute path of a file, or an empty string, got "/a\u0000b"`},

@@ -85,6 +85,13 @@ func checkInvariants(t *testing.T, c *Config) {
 	if c.Stats.Peers > MaxPeers {
 		t.Errorf("stats.peers %d", c.Stats.Peers)
 	}
+	if r := c.Redirect; r != nil && (r.MaxEndpoints < LeastMaxEndpoints || r.MaxEndpoints > MostMaxEndpoints ||
+		r.MaxFlows < LeastMaxDirectFlows || r.MaxFlows > MostMaxDirectFlows) {
+		t.Errorf("redirect past a limit: %+v", r)
+	}
+	if c.BigTCP != BigTCPOff && c.Mode != ModeTCX && c.Mode != ModeAuto {
+		t.Errorf("bigTCP %s in mode %s", c.BigTCP, c.Mode)
+	}
 	for _, filter := range []*Filter{c.Filter, c.RuntimeConfig.XDPFilter} {
 		if filter == nil {
 			continue
@@ -132,6 +139,10 @@ func render(t *testing.T, c *Config) []byte {
 		"cniVersion": c.CNIVersion, "name": c.Name, "type": c.Type, "mode": c.Mode, "bpffs": c.BPFFS, "stats": c.Stats,
 		"logFile": c.LogFile, "logLevel": strings.ToLower(c.LogLevel.String()), "prevResult": c.PrevResult,
 		"cni.dev/valid-attachments": c.ValidAttachments,
+		"bigTCP":                    map[BigTCP]any{BigTCPOff: false, BigTCPOn: true, BigTCPAuto: "auto"}[c.BigTCP],
+	}
+	if c.Redirect != nil {
+		m["redirect"] = c.Redirect
 	}
 	if c.Filter != nil {
 		m["filter"] = c.Filter

@@ -10,7 +10,7 @@ import (
 
 func TestParseLenientTakesWhatIsValid(t *testing.T) {
 	in := `{"cniVersion":"1.1.0","name":"n","mode":"warp","bpffs":"/run/bpf","stats":{"peers":"many","later":1},
-		"logFile":"/l","logLevel":7,"later":{},"filter":{"rules":[{"name":"r"}]},"runtimeConfig":{"xdpFilter":{"rules":0}},"prevResult":{"cniVersion":"1.1.0"},
+		"redirect":{"acrossNetworks":true,"maxEndpoints":0,"later":1},"bigTCP":true,"logFile":"/l","logLevel":7,"later":{},"filter":{"rules":[{"name":"r"}]},"runtimeConfig":{"xdpFilter":{"rules":0}},"prevResult":{"cniVersion":"1.1.0"},
 		"cni.dev/valid-attachments":[{"containerID":"c","ifname":"e"}]}`
 	got, err := ParseLenient([]byte(in))
 	if err == nil {
@@ -18,6 +18,7 @@ func TestParseLenientTakesWhatIsValid(t *testing.T) {
 	}
 	want := &Config{
 		CNIVersion: "1.1.0", Name: "n", Mode: ModeGeneric, BPFFS: "/run/bpf", LogFile: "/l", LogLevel: slog.LevelInfo,
+		Redirect:         &Redirect{AcrossNetworks: true, MaxEndpoints: 8192, MaxFlows: 16384},
 		PrevResult:       []byte(`{"cniVersion":"1.1.0"}`),
 		ValidAttachments: &[]types.GCAttachment{{ContainerID: "c", IfName: "e"}},
 	}

@@ -18,7 +18,7 @@ import (
 type schemaNode struct {
 	Description          string                 `json:"description"`
 	Type                 any                    `json:"type"`
-	Enum                 []string               `json:"enum"`
+	Enum                 []any                  `json:"enum"`
 	Default              any                    `json:"default"`
 	Minimum              *float64               `json:"minimum"`
 	Maximum              *float64               `json:"maximum"`
@@ -67,6 +67,9 @@ func TestSchemaMatchesTypes(t *testing.T) {
 
 	runtime := root.Properties["runtimeConfig"]
 	matchObject(t, "runtimeConfig", runtime, reflect.ValueOf(runtimeObject.initial), runtimeObject.keys(false), nil)
+	redirect := root.Properties["redirect"]
+	matchObject(t, "redirect", redirect, reflect.ValueOf(redirectObject.initial), redirectObject.keys(false), nil)
+	matchRequired(t, "redirect", redirect, redirectObject)
 	filter, rule := root.Defs["filter"], root.Defs["rule"]
 	matchObject(t, "filter", filter, reflect.ValueOf(filterObject.initial), filterObject.keys(false), nil)
 	matchRequired(t, "filter", filter, filterObject)
@@ -85,8 +88,8 @@ func TestSchemaMatchesTypes(t *testing.T) {
 		t.Errorf("rule.name: pattern %s, want %s", got, ruleNamePattern)
 	}
 
-	for path, n := range map[string]*schemaNode{"": &root, "stats": root.Properties["stats"], "filter": filter,
-		"filter.default": defaults, "rule": rule, "icmp": icmp} {
+	for path, n := range map[string]*schemaNode{"": &root, "stats": root.Properties["stats"], "redirect": redirect,
+		"filter": filter, "filter.default": defaults, "rule": rule, "icmp": icmp} {
 		if n.AdditionalProperties == nil || *n.AdditionalProperties {
 			t.Errorf("%q: other keys are allowed", path)
 		}
@@ -98,6 +101,8 @@ func TestSchemaMatchesTypes(t *testing.T) {
 		t.Errorf("patternProperties %q", got)
 	}
 	matchLimits(t, root.Properties["stats"], "peers", 0, MaxPeers)
+	matchLimits(t, redirect, "maxEndpoints", LeastMaxEndpoints, MostMaxEndpoints)
+	matchLimits(t, redirect, "maxFlows", LeastMaxDirectFlows, MostMaxDirectFlows)
 	matchLimits(t, filter, "maxFlows", LeastMaxFlows, MostMaxFlows)
 	matchLimits(t, icmp, "type", 0, 255)
 	matchLimits(t, icmp, "code", 0, 255)
@@ -146,7 +151,7 @@ func matchObject(t *testing.T, path string, n *schemaNode, defaults reflect.Valu
 func matchValue(t *testing.T, path string, n *schemaNode, def reflect.Value) {
 	t.Helper()
 	var wantType, wantDefault any
-	var words []string
+	var words []any
 	var wantRef string
 	switch v := def.Interface().(type) {
 	case Mode:
@@ -184,6 +189,10 @@ func matchValue(t *testing.T, path string, n *schemaNode, def reflect.Value) {
 		wantDefault = v.String()
 	case Stats, Default, *ICMP:
 		wantType = "object"
+	case *Redirect:
+		wantType, wantDefault = []any{"boolean", "object"}, v != nil
+	case BigTCP:
+		words, wantDefault = []any{false, true, BigTCPAuto.String()}, v != BigTCPOff
 	case *Filter:
 		wantRef = "#/$defs/filter"
 	case []netip.Prefix:
@@ -208,12 +217,12 @@ func matchValue(t *testing.T, path string, n *schemaNode, def reflect.Value) {
 		t.Errorf("%q: $ref %q, want %q", path, n.Ref, wantRef)
 	}
 	if !slices.Equal(n.Enum, words) {
-		t.Errorf("%q: enum %q, want %q", path, n.Enum, words)
+		t.Errorf("%q: enum %v, want %v", path, n.Enum, words)
 	}
 }
 
-func wordsOf[V any](choices []choice[V]) []string {
-	var words []string
+func wordsOf[V any](choices []choice[V]) []any {
+	var words []any
 	for _, c := range choices {
 		words = append(words, c.word)
 	}
@@ -242,6 +251,12 @@ var valid = []string{
 	`{"type":"xdp","stats":{"peers":1024.0},"logFile":""}`,
 	`{"type":"xdp","stats":{"peers":6.5536e4}}`,
 	`{"type":"xdp","stats":{"peers":-0}}`,
+	`{"type":"xdp","redirect":true,"bigTCP":false}`,
+	`{"type":"xdp","redirect":false,"mode":"native","bigTCP":false}`,
+	`{"type":"xdp","redirect":{},"mode":"tcx","bigTCP":true}`,
+	`{"type":"xdp","redirect":{"acrossNetworks":true,"maxEndpoints":2,"maxFlows":1024},"mode":"auto","bigTCP":"auto"}`,
+	`{"type":"xdp","redirect":{"acrossNetworks":false,"maxEndpoints":65536,"maxFlows":1048576}}`,
+	`{"type":"xdp","mode":"tcx","bigTCP":"\u0061uto"}`,
 	`{"type":"xdp","bpffs":"/a/..."}`,
 	`{"type":"xdp","bpffs":"/.a/b\n"}`,
 	`{"type":"xdp","logFile":"//a/../b"}`,

@@ -77,13 +77,16 @@ func TestSamples(t *testing.T) {
 		mode  Mode
 		peers uint32
 		rules int
+		// redirect says whether the pods have it, with its defaults.
+		redirect bool
 	}{
-		"bridge.conflist":     {[]string{"bridge", "xdp"}, ModeGeneric, 0, 0},
-		"ptp.conflist":        {[]string{"ptp", "xdp"}, ModeGeneric, 0, 0},
-		"full.conflist":       {[]string{"bridge", "portmap", "bandwidth", "xdp"}, ModeGeneric, 256, 0},
-		"dual-stack.conflist": {[]string{"bridge", "xdp"}, ModeAuto, 1024, 0},
-		"native.conflist":     {[]string{"bridge", "xdp"}, ModeNative, 0, 0},
-		"filter.conflist":     {[]string{"bridge", "xdp"}, ModeAuto, 0, 5},
+		"bridge.conflist":     {[]string{"bridge", "xdp"}, ModeGeneric, 0, 0, false},
+		"ptp.conflist":        {[]string{"ptp", "xdp"}, ModeGeneric, 0, 0, false},
+		"full.conflist":       {[]string{"bridge", "portmap", "bandwidth", "xdp"}, ModeGeneric, 256, 0, false},
+		"dual-stack.conflist": {[]string{"bridge", "xdp"}, ModeAuto, 1024, 0, false},
+		"native.conflist":     {[]string{"bridge", "xdp"}, ModeNative, 0, 0, false},
+		"filter.conflist":     {[]string{"bridge", "xdp"}, ModeAuto, 0, 5, false},
+		"redirect.conflist":   {[]string{"bridge", "xdp"}, ModeTCX, 0, 0, true},
 	}
 	if len(got) != len(want) {
 		t.Errorf("%d samples, want %d", len(got), len(want))
@@ -100,6 +103,9 @@ func TestSamples(t *testing.T) {
 			if warnings := f.Warnings(); len(warnings) > 0 {
 				t.Errorf("%s: %v", file, warnings)
 			}
+		}
+		if r := g.xdp.Redirect; (r != nil) != w.redirect || r != nil && *r != redirectObject.initial {
+			t.Errorf("%s: redirect %+v, want any: %v", file, r, w.redirect)
 		}
 		if rules != w.rules {
 			t.Errorf("%s: %d rules, want %d", file, rules, w.rules)

@@ -33,6 +33,9 @@ const struct policy_prefix *unused_policy_prefix __attribute__((unused));
 const enum slot_flag *unused_slot_flag __attribute__((unused));
 const enum pod_mode *unused_pod_mode __attribute__((unused));
 const enum pod_flag *unused_pod_flag __attribute__((unused));
+const enum endpoint_flag *unused_endpoint_flag __attribute__((unused));
+const enum way *unused_way __attribute__((unused));
+const enum direct_end *unused_direct_end __attribute__((unused));
 
 /*
  * Egress of a pod at the XDP hook of the host end, generic and native. Returns an XDP action.
@@ -48,6 +51,7 @@ int xdp_egress(struct xdp_md *ctx)
 		.packets = 1,
 	};
 	enum parse_result result;
+	enum verdict verdict;
 
 	pkt.len = config_xdp_frags ? bpf_xdp_get_buff_len(ctx) : pkt.data_end - pkt.data;
 	result = parse(&pkt);
@@ -55,7 +59,11 @@ int xdp_egress(struct xdp_md *ctx)
 	barrier();
 	pkt.data = (void *)(long)ctx->data;
 	pkt.data_end = (void *)(long)ctx->data_end;
-	return core(&pkt, result, ctx->ingress_ifindex, DIRECTION_EGRESS);
+	verdict = core(&pkt, result, ctx->ingress_ifindex, DIRECTION_EGRESS, HOOK_XDP);
+	/* the core has told the kernel where to */
+	if (config_redirect && verdict == VERDICT_REDIRECT && !redirect_rewrite_xdp(ctx))
+		return XDP_ABORTED;
+	return verdict;
 }
 
 /*
@@ -76,15 +84,20 @@ static __always_inline __u32 skb_packets(const struct __sk_buff *skb, const stru
 	return (pkt->len - pkt->payload_off + size - 1) / size;
 }
 
-/* Returns what a classifier of tcx or clsact says for a verdict. */
-static __always_inline int skb_action(enum verdict verdict)
+/* Carries out the verdict about a socket buffer. Returns a TC_ACT_* or TCX_*. */
+static __always_inline int skb_action(struct __sk_buff *skb, enum verdict verdict)
 {
+	const struct view *view;
+
 	switch (verdict) {
 	case VERDICT_PASS:
 		/* also TCX_NEXT: programs of others, and then the stack, have their turn */
 		return TC_ACT_UNSPEC;
 	case VERDICT_REDIRECT:
-		return TC_ACT_REDIRECT;
+		view = view_scratch();
+		if (config_redirect && view && redirect_rewrite_skb(skb))
+			return bpf_redirect_peer(view->target.ifindex, 0);
+		return TC_ACT_SHOT;
 	default:
 		return TC_ACT_SHOT;
 	}
@@ -121,7 +134,7 @@ again:
 	barrier();
 	pkt.data = (void *)(long)skb->data;
 	pkt.data_end = (void *)(long)skb->data_end;
-	return skb_action(core(&pkt, result, skb->ifindex, direction));
+	return skb_action(skb, core(&pkt, result, skb->ifindex, direction, HOOK_TC));
 }
 
 /* Egress of a pod at tc ingress of the host end. Returns a TC_ACT_* or TCX_*. */

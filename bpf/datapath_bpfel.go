@@ -19,6 +19,37 @@ type DatapathDatarec struct {
 	Bytes   uint64
 }
 
+type DatapathDirectEnd uint32
+
+const (
+	DatapathDirectEndDIRECT_LOW  DatapathDirectEnd = 0
+	DatapathDirectEndDIRECT_HIGH DatapathDirectEnd = 1
+	DatapathDirectEndDIRECT_ENDS DatapathDirectEnd = 2
+)
+
+type DatapathDirectFlow struct {
+	_            structs.HostLayout
+	Seen         uint64
+	Owner        [2]uint64
+	Sent         [2]uint32
+	Delivered    [2]uint32
+	SynSent      uint32
+	SynDelivered uint32
+	Opener       uint8
+	Pad          [7]uint8
+}
+
+type DatapathDirectKey struct {
+	_        structs.HostLayout
+	Network  uint64
+	Low      [16]uint8
+	High     [16]uint8
+	LowPort  uint16
+	HighPort uint16
+	Protocol uint8
+	Pad      [3]uint8
+}
+
 type DatapathDirection uint32
 
 const (
@@ -62,6 +93,33 @@ type DatapathDropWindow struct {
 	_      structs.HostLayout
 	Window uint64
 	Events uint64
+}
+
+type DatapathEndpoint struct {
+	_         structs.HostLayout
+	Owner     uint64
+	Network   uint64
+	Ifindex   uint32
+	Slot      uint32
+	Mtu       uint32
+	Segment   uint32
+	Mac       [6]uint8
+	RouterMac [6]uint8
+	Mode      uint8
+	Flags     uint8
+	Pad       [2]uint8
+}
+
+type DatapathEndpointFlag uint32
+
+const (
+	DatapathEndpointFlagENDPOINT_TAKES_FRAMES DatapathEndpointFlag = 1
+)
+
+type DatapathEndpointKey struct {
+	_       structs.HostLayout
+	Network uint64
+	Address [16]uint8
 }
 
 type DatapathFlow struct {
@@ -249,14 +307,16 @@ type DatapathSlot struct {
 	Ifindex uint32
 	Flags   uint32
 	Owner   uint64
+	Self    DatapathEndpoint
 }
 
 type DatapathSlotFlag uint32
 
 const (
-	DatapathSlotFlagSLOT_PEERS  DatapathSlotFlag = 1
-	DatapathSlotFlagSLOT_FILTER DatapathSlotFlag = 2
-	DatapathSlotFlagSLOT_POLICY DatapathSlotFlag = 4
+	DatapathSlotFlagSLOT_PEERS    DatapathSlotFlag = 1
+	DatapathSlotFlagSLOT_FILTER   DatapathSlotFlag = 2
+	DatapathSlotFlagSLOT_POLICY   DatapathSlotFlag = 4
+	DatapathSlotFlagSLOT_REDIRECT DatapathSlotFlag = 8
 )
 
 type DatapathTable uint32
@@ -281,25 +341,29 @@ const (
 )
 
 type DatapathView struct {
-	_          structs.HostLayout
-	Key        DatapathFlowKey
-	Quote      DatapathFlowKey
-	Datagram   DatapathFlowKey
-	Claim      [16]uint8
-	SourceMac  [6]uint8
-	Ethertype  uint16
-	Flags      uint32
-	FragmentId uint32
-	Len        uint32
-	Packets    uint32
-	Port       uint16
-	TcpFlags   uint8
-	IcmpType   uint8
-	MacOption  uint8
-	Pad        uint8
-	OptionsOff uint16
-	Parsed     [48]uint8
-	Decision   struct {
+	_              structs.HostLayout
+	Key            DatapathFlowKey
+	Quote          DatapathFlowKey
+	Datagram       DatapathFlowKey
+	Claim          [16]uint8
+	SourceMac      [6]uint8
+	DestinationMac [6]uint8
+	Sequence       uint32
+	Ethertype      uint16
+	_              [2]byte
+	Flags          uint32
+	FragmentId     uint32
+	Len            uint32
+	Packets        uint32
+	DatagramLen    uint32
+	Port           uint16
+	TcpFlags       uint8
+	IcmpType       uint8
+	MacOption      uint8
+	Hops           uint8
+	OptionsOff     uint16
+	Parsed         [48]uint8
+	Decision       struct {
 		_       structs.HostLayout
 		Now     uint64
 		Rule    uint32
@@ -308,14 +372,33 @@ type DatapathView struct {
 		Audit   uint8
 		Pad     uint8
 	}
+	Direct      DatapathDirectKey
+	Target      DatapathEndpoint
+	TargetFlags uint32
+	Routed      uint32
 }
+
+type DatapathWay uint32
+
+const (
+	DatapathWayWAY_DIRECT   DatapathWay = 0
+	DatapathWayWAY_SPECIAL  DatapathWay = 1
+	DatapathWayWAY_STRANGER DatapathWay = 2
+	DatapathWayWAY_MODES    DatapathWay = 3
+	DatapathWayWAY_LINK     DatapathWay = 4
+	DatapathWayWAY_LONG     DatapathWay = 5
+	DatapathWayWAY_LAST_HOP DatapathWay = 6
+	DatapathWayWAY_UNKNOWN  DatapathWay = 7
+)
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	DatapathMapDirectFlows        = "direct_flows"
 	DatapathMapDropEvents         = "drop_events"
 	DatapathMapDropWindows        = "drop_windows"
+	DatapathMapEndpoints          = "endpoints"
 	DatapathMapFlows              = "flows"
 	DatapathMapMeta               = "meta"
 	DatapathMapNodeInfo           = "node_info"
@@ -332,16 +415,20 @@ const (
 	DatapathMapRuleCounters       = "rule_counters"
 	DatapathMapSlotOverflow       = "slot_overflow"
 	DatapathMapSlots              = "slots"
+	DatapathMapTxPorts            = "tx_ports"
 	DatapathMapViews              = "views"
 	DatapathMapXdpStatsMap        = "xdp_stats_map"
 	DatapathProgTcEgress          = "tc_egress"
 	DatapathProgTcIngress         = "tc_ingress"
 	DatapathProgXdpEgress         = "xdp_egress"
 	DatapathVarConfigCoarseClock  = "config_coarse_clock"
+	DatapathVarConfigRedirect     = "config_redirect"
 	DatapathVarConfigXdpFrags     = "config_xdp_frags"
+	DatapathVarUnusedDirectEnd    = "unused_direct_end"
 	DatapathVarUnusedDirection    = "unused_direction"
 	DatapathVarUnusedDropEvent    = "unused_drop_event"
 	DatapathVarUnusedDropReason   = "unused_drop_reason"
+	DatapathVarUnusedEndpointFlag = "unused_endpoint_flag"
 	DatapathVarUnusedFlow         = "unused_flow"
 	DatapathVarUnusedFlowKind     = "unused_flow_kind"
 	DatapathVarUnusedKind         = "unused_kind"
@@ -354,6 +441,7 @@ const (
 	DatapathVarUnusedSlotFlag     = "unused_slot_flag"
 	DatapathVarUnusedTable        = "unused_table"
 	DatapathVarUnusedVerdict      = "unused_verdict"
+	DatapathVarUnusedWay          = "unused_way"
 )
 
 // LoadDatapath returns the embedded CollectionSpec for Datapath.
@@ -407,8 +495,10 @@ type DatapathProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DatapathMapSpecs struct {
+	DirectFlows       *ebpf.MapSpec `ebpf:"direct_flows"`
 	DropEvents        *ebpf.MapSpec `ebpf:"drop_events"`
 	DropWindows       *ebpf.MapSpec `ebpf:"drop_windows"`
+	Endpoints         *ebpf.MapSpec `ebpf:"endpoints"`
 	Flows             *ebpf.MapSpec `ebpf:"flows"`
 	Meta              *ebpf.MapSpec `ebpf:"meta"`
 	NodeInfo          *ebpf.MapSpec `ebpf:"node_info"`
@@ -425,6 +515,7 @@ type DatapathMapSpecs struct {
 	RuleCounters      *ebpf.MapSpec `ebpf:"rule_counters"`
 	SlotOverflow      *ebpf.MapSpec `ebpf:"slot_overflow"`
 	Slots             *ebpf.MapSpec `ebpf:"slots"`
+	TxPorts           *ebpf.MapSpec `ebpf:"tx_ports"`
 	Views             *ebpf.MapSpec `ebpf:"views"`
 	XdpStatsMap       *ebpf.MapSpec `ebpf:"xdp_stats_map"`
 }
@@ -434,10 +525,13 @@ type DatapathMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type DatapathVariableSpecs struct {
 	ConfigCoarseClock  *ebpf.VariableSpec `ebpf:"config_coarse_clock"`
+	ConfigRedirect     *ebpf.VariableSpec `ebpf:"config_redirect"`
 	ConfigXdpFrags     *ebpf.VariableSpec `ebpf:"config_xdp_frags"`
+	UnusedDirectEnd    *ebpf.VariableSpec `ebpf:"unused_direct_end"`
 	UnusedDirection    *ebpf.VariableSpec `ebpf:"unused_direction"`
 	UnusedDropEvent    *ebpf.VariableSpec `ebpf:"unused_drop_event"`
 	UnusedDropReason   *ebpf.VariableSpec `ebpf:"unused_drop_reason"`
+	UnusedEndpointFlag *ebpf.VariableSpec `ebpf:"unused_endpoint_flag"`
 	UnusedFlow         *ebpf.VariableSpec `ebpf:"unused_flow"`
 	UnusedFlowKind     *ebpf.VariableSpec `ebpf:"unused_flow_kind"`
 	UnusedKind         *ebpf.VariableSpec `ebpf:"unused_kind"`
@@ -450,6 +544,7 @@ type DatapathVariableSpecs struct {
 	UnusedSlotFlag     *ebpf.VariableSpec `ebpf:"unused_slot_flag"`
 	UnusedTable        *ebpf.VariableSpec `ebpf:"unused_table"`
 	UnusedVerdict      *ebpf.VariableSpec `ebpf:"unused_verdict"`
+	UnusedWay          *ebpf.VariableSpec `ebpf:"unused_way"`
 }
 
 // DatapathObjects contains all objects after they have been loaded into the kernel.
@@ -472,8 +567,10 @@ func (o *DatapathObjects) Close() error {
 //
 // It can be passed to LoadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DatapathMaps struct {
+	DirectFlows       *ebpf.Map `ebpf:"direct_flows"`
 	DropEvents        *ebpf.Map `ebpf:"drop_events"`
 	DropWindows       *ebpf.Map `ebpf:"drop_windows"`
+	Endpoints         *ebpf.Map `ebpf:"endpoints"`
 	Flows             *ebpf.Map `ebpf:"flows"`
 	Meta              *ebpf.Map `ebpf:"meta"`
 	NodeInfo          *ebpf.Map `ebpf:"node_info"`
@@ -490,14 +587,17 @@ type DatapathMaps struct {
 	RuleCounters      *ebpf.Map `ebpf:"rule_counters"`
 	SlotOverflow      *ebpf.Map `ebpf:"slot_overflow"`
 	Slots             *ebpf.Map `ebpf:"slots"`
+	TxPorts           *ebpf.Map `ebpf:"tx_ports"`
 	Views             *ebpf.Map `ebpf:"views"`
 	XdpStatsMap       *ebpf.Map `ebpf:"xdp_stats_map"`
 }
 
 func (m *DatapathMaps) Close() error {
 	return _DatapathClose(
+		m.DirectFlows,
 		m.DropEvents,
 		m.DropWindows,
+		m.Endpoints,
 		m.Flows,
 		m.Meta,
 		m.NodeInfo,
@@ -514,6 +614,7 @@ func (m *DatapathMaps) Close() error {
 		m.RuleCounters,
 		m.SlotOverflow,
 		m.Slots,
+		m.TxPorts,
 		m.Views,
 		m.XdpStatsMap,
 	)
@@ -524,10 +625,13 @@ func (m *DatapathMaps) Close() error {
 // It can be passed to LoadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DatapathVariables struct {
 	ConfigCoarseClock  *ebpf.Variable `ebpf:"config_coarse_clock"`
+	ConfigRedirect     *ebpf.Variable `ebpf:"config_redirect"`
 	ConfigXdpFrags     *ebpf.Variable `ebpf:"config_xdp_frags"`
+	UnusedDirectEnd    *ebpf.Variable `ebpf:"unused_direct_end"`
 	UnusedDirection    *ebpf.Variable `ebpf:"unused_direction"`
 	UnusedDropEvent    *ebpf.Variable `ebpf:"unused_drop_event"`
 	UnusedDropReason   *ebpf.Variable `ebpf:"unused_drop_reason"`
+	UnusedEndpointFlag *ebpf.Variable `ebpf:"unused_endpoint_flag"`
 	UnusedFlow         *ebpf.Variable `ebpf:"unused_flow"`
 	UnusedFlowKind     *ebpf.Variable `ebpf:"unused_flow_kind"`
 	UnusedKind         *ebpf.Variable `ebpf:"unused_kind"`
@@ -540,6 +644,7 @@ type DatapathVariables struct {
 	UnusedSlotFlag     *ebpf.Variable `ebpf:"unused_slot_flag"`
 	UnusedTable        *ebpf.Variable `ebpf:"unused_table"`
 	UnusedVerdict      *ebpf.Variable `ebpf:"unused_verdict"`
+	UnusedWay          *ebpf.Variable `ebpf:"unused_way"`
 }
 
 // DatapathPrograms contains all programs after they have been loaded into the kernel.

@@ -106,6 +106,14 @@ func withoutFrags(t testing.TB, spec *ebpf.CollectionSpec) {
 	spec.Programs[bpf.DatapathProgXdpEgress].Flags &^= unix.BPF_F_XDP_HAS_FRAGS
 }
 
+// withRedirect makes spec what the loader makes of it for pods whose packets may go directly.
+func withRedirect(t testing.TB, spec *ebpf.CollectionSpec) {
+	t.Helper()
+	if err := spec.Variables[bpf.DatapathVarConfigRedirect].Set(uint8(1)); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A pod is one attachment's tables of counters.
 type pod struct {
 	tables [directions][tables]*ebpf.Map

@@ -53,14 +53,17 @@ func stackDepth(t *testing.T, log string) int {
 func TestVerifier(t *testing.T) {
 	priv.Root(t)
 	for _, variant := range []struct {
-		name  string
-		frags bool
-	}{{"frags", true}, {"without frags", false}} {
+		name            string
+		frags, redirect bool
+	}{{"frags", true, false}, {"without frags", false, false}, {"redirect", true, true}, {"redirect without frags", false, true}} {
 		if variant.frags && !haveFrags(t) {
 			t.Log("the kernel has no multi-buffer XDP (5.17 and older)")
 			continue
 		}
 		all := loadSpec(t, variant.frags)
+		if variant.redirect {
+			withRedirect(t, all)
+		}
 		for _, name := range sortedKeys(all.Programs) {
 			t.Run(name+" "+variant.name, func(t *testing.T) {
 				spec := all.Copy()

@@ -14,3 +14,6 @@ volatile const __u8 config_xdp_frags = 1;
 
 /* Whether bpf_ktime_get_coarse_ns() is there (kernel 5.11 and later). */
 volatile const __u8 config_coarse_clock = 1;
+
+/* Whether pods' packets may go directly to each other: else all that has to do with it is left out. */
+volatile const __u8 config_redirect = 0;

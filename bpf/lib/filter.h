@@ -13,23 +13,9 @@
 #include "policy.h"
 #include "pod.h"
 #include "stats.h"
+#include "transport.h"
 #include "verdict.h"
 #include "view.h"
-
-/* Flags in byte 13 of a TCP header (RFC 9293, 3.1). */
-#define TCP_FIN 0x01
-#define TCP_SYN 0x02
-#define TCP_RST 0x04
-#define TCP_ACK 0x10
-
-static __always_inline bool filter_same_mac(const __u8 *a, const __u8 *b)
-{
-	__u16 difference = 0;
-
-	for (int i = 0; i < 6; i++)
-		difference |= a[i] ^ b[i];
-	return difference == 0;
-}
 
 /*
  * Whether the packet in the CPU's view has no source and looks for one: DHCP (RFC 2131), and
@@ -64,7 +50,7 @@ __attribute__((noinline)) int filter_is_spoofed(__u32 place)
 	const struct policy *policy = bpf_map_lookup_elem(&policies, &place);
 	const struct view *view = view_scratch();
 
-	if (!view || !policy || !filter_same_mac(view->source_mac, policy->mac) ||
+	if (!view || !policy || view_mac_differs(view->source_mac, policy->mac) ||
 	    (view->flags & (VIEW_FALSE | VIEW_OTHER_MAC)))
 		return true;
 	return (view->flags & VIEW_CLAIM) && !policy_owns(place, true);
@@ -389,22 +375,19 @@ static __always_inline enum verdict filter_run(struct view *view, const struct p
 }
 
 /*
- * Judges the packet in the CPU's view, of the pod in slot number with slot_flags, and counts it by
- * verdict. Returns VERDICT_PASS or VERDICT_DROP. Global, with numbers for arguments: the verifier
+ * Judges the packet in the CPU's view, of the pod in slot number with slot_flags. Returns
+ * VERDICT_PASS or VERDICT_DROP. Global, with numbers for arguments: the verifier
  * walks it once, and not for each way that leads to it.
  */
 __attribute__((noinline)) int filter(__u32 number, __u32 slot_flags, __u32 ifindex, __u32 direction)
 {
 	struct view *view = view_scratch();
 	struct packet sizes = {};
-	enum verdict verdict;
 
 	if (!view)
 		return VERDICT_DROP;
 	direction &= 1;
 	sizes.len = view->len;
 	sizes.packets = view->packets;
-	verdict = filter_run(view, &sizes, number, slot_flags, ifindex, direction);
-	stats_count(number, direction, TABLE_VERDICT, verdict, &sizes);
-	return verdict;
+	return filter_run(view, &sizes, number, slot_flags, ifindex, direction);
 }

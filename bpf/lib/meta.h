@@ -6,6 +6,8 @@
 
 #include <bpf/bpf_helpers.h>
 
+#include "endpoint.h"
+
 /*
  * What the control path notes of an attachment and of the node. No program reads it: it is here
  * so that Go and bpftool know the types. Numbers are in host byte order, addresses in network
@@ -13,13 +15,6 @@
  */
 
 #define META_MAX_ADDRESSES 16
-
-/* Values of pod_meta.mode. */
-enum pod_mode {
-	POD_MODE_GENERIC = 1,
-	POD_MODE_NATIVE = 2,
-	POD_MODE_TCX = 3,
-};
 
 /* Values of pod_meta.flags. */
 enum pod_flag {

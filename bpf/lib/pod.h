@@ -6,13 +6,16 @@
 
 #include <bpf/bpf_helpers.h>
 
+#include "endpoint.h"
+
 /* Attachments that a node can hold; a power of two. */
 #define MAX_PODS 4096
 
 enum slot_flag {
-	SLOT_PEERS = 1 << 0,  /* the pod has a map of per-peer counters */
-	SLOT_FILTER = 1 << 1, /* the pod has a policy; without it nothing passes */
-	SLOT_POLICY = 1 << 2, /* which of the slot's two places holds the policy in force */
+	SLOT_PEERS = 1 << 0,    /* the pod has a map of per-peer counters */
+	SLOT_FILTER = 1 << 1,   /* the pod has a policy; without it nothing passes */
+	SLOT_POLICY = 1 << 2,   /* which of the slot's two places holds the policy in force */
+	SLOT_REDIRECT = 1 << 3, /* the pod's packets may go directly, and others' to it */
 };
 
 /*
@@ -21,9 +24,10 @@ enum slot_flag {
  * given out in sequence, so two pods seldom want the same slot.
  */
 struct slot {
-	__u32 ifindex; /* of the host end, host byte order; 0: the slot is free */
-	__u32 flags;   /* enum slot_flag, host byte order */
-	__u64 owner;   /* pod_meta.owner of the attachment that has the slot; no program reads it */
+	__u32 ifindex;        /* of the host end, host byte order; 0: the slot is free */
+	__u32 flags;          /* enum slot_flag, host byte order */
+	__u64 owner;          /* pod_meta.owner of the attachment that has the slot */
+	struct endpoint self; /* with SLOT_REDIRECT: the pod, as others find it */
 };
 
 struct {

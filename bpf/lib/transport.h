@@ -13,6 +13,12 @@
 /* The smallest ICMP and ICMPv6 message that their receivers take (icmp_rcv(), icmpv6_rcv()), bytes. */
 #define ICMP_HEADER_LEN 8
 
+/* Flags in byte 13 of a TCP header (RFC 9293, 3.1). */
+#define TCP_FIN 0x01
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_ACK 0x10
+
 /* Returns the key of the counters by protocol for an IP protocol number in a packet of family. */
 static __always_inline enum protocol transport_protocol(__u8 family, __u8 l4_protocol)
 {

@@ -11,7 +11,10 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "config.h"
+#include "direct.h"
 #include "drop.h"
+#include "endpoint.h"
 #include "flow.h"
 #include "ipv4.h"
 #include "packet.h"
@@ -31,6 +34,7 @@ enum view_flag {
 	VIEW_OTHER_MAC = 1 << 9, /* claims a MAC that is not the source of its Ethernet header */
 	VIEW_QUOTE = 1 << 10,    /* an ICMP error; quote holds the flow it is about */
 	VIEW_NO_FLOW = 1 << 11,  /* ICMP about another packet: belongs to no flow of its own */
+	VIEW_PLAIN = 1 << 12,    /* TCP, UDP or echo, whole, untagged, without options */
 };
 
 /*
@@ -44,19 +48,26 @@ struct view {
 	struct flow_key datagram; /* of which the packet is a fragment: see filter_datagram() */
 	__u8 claim[16];           /* network byte order, IPv4 as ::ffff:a.b.c.d */
 	__u8 source_mac[6];
+	__u8 destination_mac[6];
+	__be32 sequence;   /* of TCP, network byte order */
 	__u16 ethertype;   /* host byte order */
 	__u32 flags;       /* enum view_flag */
 	__u32 fragment_id; /* as it stands in the packet */
 	__u32 len;         /* as struct packet */
 	__u32 packets;     /* as struct packet */
-	__u16 port;        /* destination port, or ICMP type << 8 | code; host byte order */
+	__u32 datagram_len; /* bytes of the IP packet, of the longest of those that a GSO packet holds */
+	__u16 port;         /* destination port, or ICMP type << 8 | code; host byte order */
 	__u8 tcp_flags;    /* byte 13 of the TCP header */
 	__u8 icmp_type;    /* of ICMP in IPv4 and ICMPv6 in IPv6 */
 	__u8 mac_option;   /* neighbour discovery: type of the option that claims a MAC, or 0 */
-	__u8 pad;
+	__u8 hops;         /* TTL or hop limit */
 	__u16 options_off; /* neighbour discovery: where its options begin in the frame, or 0 */
 	__u8 parsed[PACKET_REST]; /* the packet that was parsed, without its pointers */
 	struct decision decision; /* the filter's, here for the same reason */
+	struct direct_key direct; /* the redirect's, the same */
+	struct endpoint target;   /* the pod that the packet goes to directly */
+	__u32 target_flags;       /* enum slot_flag */
+	__u32 routed;             /* not 0: by the node as a router */
 };
 
 struct {
@@ -261,14 +272,20 @@ static __always_inline __u32 view_differs(__u32 a, __u32 b)
 	return (difference | -difference) >> 31;
 }
 
-/* Returns VIEW_OTHER_MAC if a packet claims another MAC than it is sent from, else 0. */
-static __always_inline __u32 view_other_mac(const struct view *view, const __u8 *claimed)
+/* Returns not 0 if two MACs differ. */
+static __always_inline __u32 view_mac_differs(const __u8 *a, const __u8 *b)
 {
 	__u32 difference = 0;
 
 	for (int i = 0; i < 6; i++)
-		difference |= view->source_mac[i] ^ claimed[i];
-	return view_differs(difference, 0) * VIEW_OTHER_MAC;
+		difference |= a[i] ^ b[i];
+	return difference;
+}
+
+/* Returns VIEW_OTHER_MAC if a packet claims another MAC than it is sent from, else 0. */
+static __always_inline __u32 view_other_mac(const struct view *view, const __u8 *claimed)
+{
+	return view_differs(view_mac_differs(view->source_mac, claimed), 0) * VIEW_OTHER_MAC;
 }
 
 /* Reads what an ARP packet claims. */
@@ -478,6 +495,25 @@ static __always_inline void view_icmp(const struct packet *pkt, enum direction d
 	}
 }
 
+/* Reads what else matters to a packet that need not go by the stack. */
+static __always_inline void view_plain(const struct packet *pkt, struct view *view)
+{
+	bool ipv4 = pkt->family == FAMILY_IPV4;
+	__u8 *hops = packet_header(pkt, pkt->l3_off + (ipv4 ? 8 : 7), 1);
+	__u8 protocol = pkt->l4_protocol;
+
+	if (!hops || pkt->l3_off != ETH_HLEN || (pkt->flags & (PACKET_FRAGMENT | PACKET_OPTIONS)))
+		return;
+	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP &&
+	    !(view_is_icmp(protocol) && (view_is_echo_request(protocol, view->icmp_type) ||
+					 view_is_echo_reply(protocol, view->icmp_type))))
+		return;
+	view->hops = *hops;
+	view->datagram_len =
+		pkt->gso_size ? pkt->payload_off - ETH_HLEN + pkt->gso_size : pkt->len - ETH_HLEN;
+	view->flags |= VIEW_PLAIN;
+}
+
 /* Fills the view of an IP packet that was parsed. */
 static __always_inline void view_ip(const struct packet *pkt, enum direction direction,
 				    struct view *view)
@@ -527,7 +563,10 @@ static __always_inline void view_ip(const struct packet *pkt, enum direction dir
 
 		if (flags)
 			view->tcp_flags = *flags;
+		view->sequence = *(__be32 *)(l4 + 4);
 	}
+	if (config_redirect)
+		view_plain(pkt, view);
 }
 
 /* Fills the CPU's view with a packet that was parsed with result. */
@@ -568,6 +607,7 @@ static __always_inline void view_fill(struct packet *pkt, enum parse_result resu
 		return;
 	}
 	__builtin_memcpy(view->source_mac, eth->h_source, 6);
+	__builtin_memcpy(view->destination_mac, eth->h_dest, 6);
 	if (pkt->family != FAMILY_OTHER)
 		view_ip(pkt, direction, view);
 	else if (pkt->ethertype == ETH_P_ARP)

@@ -176,6 +176,14 @@ type DatapathNodeMeta struct {
 	PluginVersion [64]uint8
 }
 
+type DatapathOffloadLimits struct {
+	_       structs.HostLayout
+	Gso     uint32
+	Gro     uint32
+	GsoIpv4 uint32
+	GroIpv4 uint32
+}
+
 type DatapathPeer struct {
 	_       structs.HostLayout
 	Address [16]uint8
@@ -202,6 +210,8 @@ const (
 	DatapathPodFlagPOD_SET_GRO        DatapathPodFlag = 8
 	DatapathPodFlagPOD_SET_QUEUES     DatapathPodFlag = 16
 	DatapathPodFlagPOD_FOR_GENERIC    DatapathPodFlag = 32
+	DatapathPodFlagPOD_REDIRECT       DatapathPodFlag = 64
+	DatapathPodFlagPOD_BIG_TCP        DatapathPodFlag = 128
 )
 
 type DatapathPodMeta struct {
@@ -215,8 +225,10 @@ type DatapathPodMeta struct {
 	AddressesLen   uint32
 	EgressProgram  uint32
 	IngressProgram uint32
-	Pad0           uint32
+	PodEndChanges  uint32
 	Created        uint64
+	NetworkId      uint64
+	LimitsBefore   [2]DatapathOffloadLimits
 	Owner          uint64
 	PodMac         [6]uint8
 	Pad            [2]uint8

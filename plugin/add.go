@@ -73,8 +73,13 @@ func (c *call) attachOptions() (datapath.AttachOptions, error) {
 		ContainerID: c.ContainerID, IfName: c.IfName, Netns: c.Netns, Network: c.conf.Name,
 		PodNamespace: pod.Namespace, PodName: pod.Name, PodUID: pod.UID,
 		HostName: veth.HostName, HostIndex: veth.HostIndex, PodIndex: veth.PodIndex,
-		PodMAC: veth.PodMAC, PodTxQueues: veth.PodTxQueues,
+		PodMAC: veth.PodMAC, PodMTU: veth.PodMTU, PodTxQueues: veth.PodTxQueues,
 		Mode: mode, Peers: c.conf.Stats.Peers,
+	}
+	if r := c.conf.Redirect; r != nil {
+		opts.Redirect = &datapath.Redirect{
+			AcrossNetworks: r.AcrossNetworks, MaxEndpoints: r.MaxEndpoints, MaxFlows: r.MaxFlows,
+		}
 	}
 	for _, address := range attachment.Addresses(result, c.Netns, c.IfName) {
 		ip, ok := netip.AddrFromSlice(address.IP)

@@ -14,7 +14,7 @@ import (
 func status(_ context.Context, c *call) error {
 	mode, err := c.mode()
 	if err == nil {
-		err = c.datapath.Ready(datapath.ReadyOptions{Mode: mode, Peers: c.conf.Stats.Peers})
+		err = c.datapath.Ready(datapath.ReadyOptions{Mode: mode, Peers: c.conf.Stats.Peers, Redirect: c.conf.Redirect != nil})
 	}
 	if errors.Is(err, datapath.ErrFull) {
 		return types.NewError(types.ErrLimitedConnectivity, err.Error(), "")

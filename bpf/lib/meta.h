@@ -25,12 +25,22 @@ enum pod_flag {
 	POD_SET_QUEUES = 1 << 4,     /* we raised the host end's RX queues from host_rx_queues */
 	POD_FOR_GENERIC =
 		1 << 5, /* mode is tcx, but generic was asked for: see datapath.effectiveMode */
+	POD_REDIRECT = 1 << 6, /* its packets are to go directly where they can */
+	POD_BIG_TCP = 1 << 7,  /* we raised the limits of GSO and GRO from limits_before */
 };
 
 struct pod_address {
 	__u8 address[16]; /* IPv4 as ::ffff:a.b.c.d */
 	__u8 prefix_len;  /* bits, of the address in its own family */
 	__u8 pad[7];
+};
+
+/* Limits of one end of the veth, bytes; see IFLA_GSO_MAX_SIZE and the others in linux/if_link.h. */
+struct offload_limits {
+	__u32 gso;
+	__u32 gro;
+	__u32 gso_ipv4;
+	__u32 gro_ipv4;
 };
 
 struct pod_meta {
@@ -43,9 +53,11 @@ struct pod_meta {
 	__u32 addresses_len;
 	__u32 egress_program; /* IDs of the programs attached */
 	__u32 ingress_program;
-	__u32 pad0;
-	__u64 created; /* nanoseconds since 1970 */
-	__u64 owner;   /* random, not 0: tells whose a slot is, whatever its ifindex was before */
+	__u32 pod_end_changes; /* what was changed at the pod end for native redirect: podend.Changes */
+	__u64 created;         /* nanoseconds since 1970 */
+	__u64 network_id;      /* as in struct endpoint_key */
+	struct offload_limits limits_before[2]; /* of the host end, of the pod end */
+	__u64 owner; /* random, not 0: tells whose a slot is, whatever its ifindex was before */
 	__u8 pod_mac[6];
 	__u8 pad[2];
 	struct pod_address addresses[META_MAX_ADDRESSES];

@@ -36,6 +36,7 @@ type Veth struct {
 	HostIndex int // in the plugin's namespace
 	PodIndex  int // in the container's namespace
 	PodMAC    net.HardwareAddr
+	PodMTU    int // bytes
 	// PodTxQueues is how many TX queues the pod end uses; 0 if the kernel did not say.
 	PodTxQueues int
 }
@@ -81,6 +82,7 @@ func Find(netns, ifname string) (*Veth, error) {
 		HostIndex:   host.Attrs().Index,
 		PodIndex:    pod.Attrs().Index,
 		PodMAC:      pod.Attrs().HardwareAddr,
+		PodMTU:      pod.Attrs().MTU,
 		PodTxQueues: queues,
 	}, nil
 }

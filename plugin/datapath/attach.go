@@ -38,6 +38,10 @@ type AttachOptions struct {
 	Peers                         uint32 // peers counted apart, 0 for none
 	// Policy is in force before the first hook; nil for no filter.
 	Policy *Policy
+	// PodMTU of the pod end, bytes.
+	PodMTU int
+	// Redirect: packets go directly where they can; nil for none.
+	Redirect *Redirect
 }
 
 // Attach makes an attachment: its maps, entered in the node's, and then its hooks. It is done
@@ -70,6 +74,7 @@ func (d *Datapath) Attach(ctx context.Context, opts AttachOptions) (err error) {
 		{"preparing the interface", a.prepareInterface},
 		{"attaching egress", a.attachEgress},
 		{"attaching ingress", a.attachIngress},
+		{"entering the endpoint", a.enterEndpoint},
 		{"publishing", a.publish},
 	} {
 		if err = d.before(step.name); err == nil {
@@ -120,6 +125,10 @@ func (d *Datapath) newAttaching(opts AttachOptions) (*attaching, error) {
 		a.meta.Addresses = opts.Addresses[:most]
 	}
 	// what cannot be noted is refused before anything is touched
+	if opts.Redirect != nil {
+		a.meta.flags |= bpf.DatapathPodFlagPOD_REDIRECT
+		a.meta.networkID = networkID(opts.Network, opts.Redirect)
+	}
 	if _, err := a.meta.encode(); err != nil {
 		return nil, err
 	}
@@ -201,7 +210,12 @@ func (a *attaching) enterNode(ctx context.Context) (err error) {
 		}
 		var compositions []composition
 		for _, h := range hooks(a.Mode) {
-			compositions = append(compositions, h.composition(shared.XdpFrags != 0))
+			compositions = append(compositions, h.composition(shared, a.meta))
+		}
+		if a.Redirect != nil {
+			if err := a.node.ensureRedirect(a.spec, a.Redirect); err != nil {
+				return err
+			}
 		}
 		programs, err := a.programs(a.node, a.spec, compositions)
 		if err != nil {
@@ -404,6 +418,22 @@ func (a *attaching) attachClsact(h hook, prog *ebpf.Program) error {
 		return fmt.Errorf("adding a filter for %s: %w", h, err)
 	}
 	return nil
+}
+
+// enterEndpoint comes last: from then on packets go directly. A pod whose packets the stack would treat in ways
+// that a direct way leaves out is not entered.
+func (a *attaching) enterEndpoint(ctx context.Context) error {
+	if a.Redirect == nil {
+		return nil
+	}
+	self, err := a.meta.describe(a.slot, a.PodMTU)
+	if err != nil {
+		return err
+	}
+	return a.locked(ctx, func() error {
+		a.undo.Push("leaving the endpoints", func() error { return a.leaveEndpoint(a.node, a.meta) })
+		return a.node.enterEndpoint(a.meta, self)
+	})
 }
 
 // publish holds the node's lock, so that who looks through all attachments under it finds each.

@@ -44,6 +44,7 @@ func compareMeta(m *Meta, opts AttachOptions) error {
 		{"interface", m.IfName, opts.IfName},
 		{"network", m.Network, opts.Network},
 		{"mode", asked, opts.Mode},
+		{"redirect", m.has(bpf.DatapathPodFlagPOD_REDIRECT), opts.Redirect != nil},
 		{"host interface index", m.HostIndex, opts.HostIndex},
 		{"host interface", m.HostName, opts.HostName},
 		{"pod interface index", m.PodIndex, opts.PodIndex},
@@ -119,7 +120,7 @@ func (h hook) check(dir string, n *node, m *Meta, host netlink.Link) error {
 	if err != nil {
 		return err
 	}
-	prog, err := ebpf.LoadPinnedProgram(filepath.Join(n.dir, h.composition(shared.XdpFrags != 0).pin()), nil)
+	prog, err := ebpf.LoadPinnedProgram(filepath.Join(n.dir, h.composition(shared, m).pin()), nil)
 	if err != nil {
 		return fmt.Errorf("%w: pinned program: %w", ErrCheck, err)
 	}

@@ -146,6 +146,9 @@ func (d *Datapath) freeUnowned(n *node) error {
 		}
 		owners[m.owner] = true
 	}
+	if err := n.removeEndpointsOf(owners); err != nil {
+		return err
+	}
 	// each waits for an RCU grace period, in which many can wait at once
 	var wait sync.WaitGroup
 	turns := make(chan struct{}, collectAtOnce)

@@ -81,6 +81,11 @@ func (d *Datapath) removeDir(dir string, locked locker) error {
 		defer n.close()
 	}
 
+	if n != nil && m != nil {
+		// first: from then on nothing goes to it that the stack would not bring
+		errs = errors.Join(errs, locked(func() error { return n.leaveEndpoint(m) }))
+	}
+
 	// Each of these waits for an RCU grace period or two. The hooks take turns anyway: the kernel
 	// holds the RTNL mutex meanwhile.
 	var (
@@ -116,6 +121,13 @@ func (d *Datapath) leave(n *node, m *Meta) error {
 	ctx, cancel := d.limited(context.Background())
 	defer cancel()
 	return d.locked(ctx, func() error { return n.freeSlot(m.HostIndex, m.owner) })
+}
+
+// leaveEndpoint takes the attachment out of the node's endpoints.
+func (d *Datapath) leaveEndpoint(n *node, m *Meta) error {
+	ctx, cancel := d.limited(context.Background())
+	defer cancel()
+	return d.locked(ctx, func() error { return n.leaveEndpoint(m) })
 }
 
 // leaveOwnMaps lets go of the attachment's maps, if the slot is its.

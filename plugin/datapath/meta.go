@@ -39,6 +39,7 @@ type Meta struct {
 
 	flags          bpf.DatapathPodFlag
 	owner          uint64
+	networkID      uint64
 	hostRxQueues   uint32
 	egressProgram  ebpf.ProgramID
 	ingressProgram ebpf.ProgramID
@@ -60,6 +61,7 @@ func (m *Meta) encode() (*bpf.DatapathPodMeta, error) {
 		IngressProgram: uint32(m.ingressProgram),
 		Created:        uint64(m.Created.UnixNano()),
 		Owner:          m.owner,
+		NetworkId:      m.networkID,
 	}
 	if len(m.Addresses) > len(v.Addresses) {
 		return nil, fmt.Errorf("the pod has %d addresses, of which %d can be noted", len(m.Addresses), len(v.Addresses))
@@ -114,6 +116,7 @@ func decodeMeta(v *bpf.DatapathPodMeta) (*Meta, error) {
 		flags:          bpf.DatapathPodFlag(v.Flags),
 		hostRxQueues:   v.HostRxQueues,
 		owner:          v.Owner,
+		networkID:      v.NetworkId,
 		egressProgram:  ebpf.ProgramID(v.EgressProgram),
 		ingressProgram: ebpf.ProgramID(v.IngressProgram),
 	}

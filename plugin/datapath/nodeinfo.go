@@ -66,7 +66,7 @@ func (d *Datapath) NodeInfo() (*NodeInfo, error) {
 		Slots:    int(n.slots.MaxEntries()),
 		Taken:    len(taken),
 	}
-	for _, c := range compositions {
+	for _, c := range compositions() {
 		prog, err := n.programInfo(c.pin())
 		if errors.Is(err, fs.ErrNotExist) {
 			continue

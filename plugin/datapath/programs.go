@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -17,6 +18,7 @@ import (
 type composition struct {
 	function string // in the object
 	frags    bool   // for XDP: takes multi-buffer packets
+	redirect bool   // packets may go directly
 }
 
 // The compositions that hooks ask for. XDP is multi-buffer in the driver only. A multi-buffer
@@ -25,24 +27,45 @@ type composition struct {
 // bandwidth plugin to its ifb, then takes the Ethernet header for the IP header. A program for
 // linear buffers does not have that, sees all bytes too, and costs TCP as much.
 var (
-	xdpFrags  = composition{bpf.DatapathProgXdpEgress, true}
-	xdpLinear = composition{bpf.DatapathProgXdpEgress, false}
-	tcEgress  = composition{bpf.DatapathProgTcEgress, false}
-	tcIngress = composition{bpf.DatapathProgTcIngress, false}
+	xdpFrags  = composition{function: bpf.DatapathProgXdpEgress, frags: true}
+	xdpLinear = composition{function: bpf.DatapathProgXdpEgress}
+	tcEgress  = composition{function: bpf.DatapathProgTcEgress}
+	tcIngress = composition{function: bpf.DatapathProgTcIngress}
 )
 
-var compositions = []composition{xdpFrags, xdpLinear, tcEgress, tcIngress}
+// compositions are all that there are.
+func compositions() []composition {
+	var all []composition
+	for _, c := range []composition{xdpFrags, xdpLinear, tcEgress, tcIngress} {
+		all = append(all, c, c.withRedirect(true))
+	}
+	return all
+}
+
+func (c composition) withRedirect(on bool) composition {
+	c.redirect = on
+	return c
+}
 
 // pin is the composition's name among the node's pins.
 func (c composition) pin() string {
+	name := c.function
 	if c.frags {
-		return c.function + "_frags"
+		name += "_frags"
 	}
-	return c.function
+	if c.redirect {
+		name += "_redirect"
+	}
+	return name
 }
 
-// composition is what runs at the hook; frags tells whether the kernel has multi-buffer XDP.
-func (h hook) composition(frags bool) composition {
+// composition is what runs at the hook for an attachment of the node.
+func (h hook) composition(node *bpf.DatapathNodeMeta, m *Meta) composition {
+	return h.bare(node.XdpFrags != 0).withRedirect(m.has(bpf.DatapathPodFlagPOD_REDIRECT))
+}
+
+// bare is the hook's composition without redirect; frags tells whether the kernel has multi-buffer XDP.
+func (h hook) bare(frags bool) composition {
 	switch {
 	case !h.isEgress():
 		return tcIngress
@@ -89,11 +112,12 @@ func (d *Datapath) loadProgram(n *node, spec *ebpf.CollectionSpec, c composition
 		return nil, err
 	}
 	shared := map[string]*ebpf.Map{}
-	for _, name := range sharedMaps {
-		if spec.Maps[name] == nil {
+	for name := range spec.Maps {
+		pin, ok := c.sharedPin(name)
+		if !ok {
 			continue
 		}
-		m, err := n.open(name)
+		m, err := n.open(pin)
 		if err != nil {
 			return nil, err
 		}
@@ -113,6 +137,21 @@ func (d *Datapath) loadProgram(n *node, spec *ebpf.CollectionSpec, c composition
 	return prog, nil
 }
 
+// sharedPin returns the pin of the node's map that the object's map of a name is to be; false if the
+// program has a map of its own, which it does not use.
+func (c composition) sharedPin(name string) (string, bool) {
+	if slices.Contains(sharedMaps, name) {
+		return name, true
+	}
+	if !c.redirect || redirectPins[name] == nil {
+		return "", false
+	}
+	if name == bpf.DatapathMapTxPorts && c.frags {
+		return pinTxPortsFrags, true
+	}
+	return redirectPins[name][0], true
+}
+
 // reduce leaves the composition's program in the spec, with what it refers to, and configures it.
 func (c composition) reduce(spec *ebpf.CollectionSpec, coarseClock bool) error {
 	prog := spec.Programs[c.function]
@@ -129,6 +168,15 @@ func (c composition) reduce(spec *ebpf.CollectionSpec, coarseClock bool) error {
 	if !coarseClock {
 		if err := spec.Variables[bpf.DatapathVarConfigCoarseClock].Set(uint8(0)); err != nil {
 			return fmt.Errorf("configuring program %s: %w", c.function, err)
+		}
+	}
+	if c.redirect {
+		if err := spec.Variables[bpf.DatapathVarConfigRedirect].Set(uint8(1)); err != nil {
+			return fmt.Errorf("configuring program %s: %w", c.function, err)
+		}
+	} else {
+		for name := range redirectPins {
+			spec.Maps[name].MaxEntries = 1 // which nothing uses
 		}
 	}
 	used := map[string]bool{}

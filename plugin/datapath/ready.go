@@ -11,6 +11,8 @@ import (
 type ReadyOptions struct {
 	Mode  Mode
 	Peers uint32
+	// Redirect: their packets are to go directly where they can.
+	Redirect bool
 }
 
 // Ready returns nil if Attach could succeed, else what is in its way: the kernel, the privileges,
@@ -37,7 +39,12 @@ func (d *Datapath) Ready(opts ReadyOptions) error {
 	if !mounted {
 		return d.Root.Mountable()
 	}
-	return d.withNode(d.hasRoom)
+	return d.withNode(func(n *node) error {
+		if err := d.hasRoom(n); err != nil || !opts.Redirect {
+			return err
+		}
+		return n.roomForEndpoints()
+	})
 }
 
 // hasRoom returns nil if the node serves the caller's network namespace, or would if asked to, and has

@@ -1,4 +1,5 @@
-// Package ethtool reads and sets what native XDP on veth depends on.
+// Package ethtool reads and sets what native XDP on veth depends on. Interfaces are those of the calling
+// thread's network namespace.
 //
 // It does not use github.com/safchain/ethtool (0.6.2), which passes the address of a variable on
 // the stack as a number: where the stack grows in between, the kernel reads and writes freed
@@ -36,15 +37,27 @@ func SetChannels(name string, c Channels) error {
 type value struct{ cmd, data uint32 }
 
 // GRO tells whether generic receive offload is on.
-func GRO(name string) (bool, error) {
-	v := value{cmd: unix.ETHTOOL_GGRO}
+func GRO(name string) (bool, error) { return get(name, unix.ETHTOOL_GGRO) }
+
+// SetGRO turns generic receive offload on or off.
+func SetGRO(name string, on bool) error { return set(name, unix.ETHTOOL_SGRO, on) }
+
+// TxChecksum tells whether the interface leaves checksums of sent packets to the driver: any of them,
+// SCTP's too (ethtool_get_feature_mask() in net/ethtool/ioctl.c).
+func TxChecksum(name string) (bool, error) { return get(name, unix.ETHTOOL_GTXCSUM) }
+
+// SetTxChecksum turns checksum offload of sent packets on or off: all of it. Off, segmentation offload of
+// TCP goes too, and comes back with it.
+func SetTxChecksum(name string, on bool) error { return set(name, unix.ETHTOOL_STXCSUM, on) }
+
+func get(name string, command uint32) (bool, error) {
+	v := value{cmd: command}
 	err := ioctl(name, unsafe.Pointer(&v))
 	return v.data != 0, err
 }
 
-// SetGRO turns generic receive offload on or off.
-func SetGRO(name string, on bool) error {
-	v := value{cmd: unix.ETHTOOL_SGRO}
+func set(name string, command uint32, on bool) error {
+	v := value{cmd: command}
 	if on {
 		v.data = 1
 	}

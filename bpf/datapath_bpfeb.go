@@ -211,7 +211,8 @@ const (
 	DatapathPodFlagPOD_SET_QUEUES     DatapathPodFlag = 16
 	DatapathPodFlagPOD_FOR_GENERIC    DatapathPodFlag = 32
 	DatapathPodFlagPOD_REDIRECT       DatapathPodFlag = 64
-	DatapathPodFlagPOD_BIG_TCP        DatapathPodFlag = 128
+	DatapathPodFlagPOD_UNFIT          DatapathPodFlag = 128
+	DatapathPodFlagPOD_BIG_TCP        DatapathPodFlag = 256
 )
 
 type DatapathPodMeta struct {

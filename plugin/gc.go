@@ -25,5 +25,5 @@ func gc(ctx context.Context, c *call) error {
 	for _, a := range removed {
 		c.log.Info("collected", "stale", a.Meta.ContainerID, "staleIfname", a.Meta.IfName)
 	}
-	return errors.Join(err, collectLeases(ctx, c))
+	return errors.Join(err, c.datapath.Refit(ctx), collectLeases(ctx, c))
 }

@@ -26,7 +26,8 @@ enum pod_flag {
 	POD_FOR_GENERIC =
 		1 << 5, /* mode is tcx, but generic was asked for: see datapath.effectiveMode */
 	POD_REDIRECT = 1 << 6, /* its packets are to go directly where they can */
-	POD_BIG_TCP = 1 << 7,  /* we raised the limits of GSO and GRO from limits_before */
+	POD_UNFIT = 1 << 7,    /* with POD_REDIRECT: they could not when it was made */
+	POD_BIG_TCP = 1 << 8,  /* we raised the limits of GSO and GRO from limits_before */
 };
 
 struct pod_address {

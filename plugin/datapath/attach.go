@@ -74,6 +74,7 @@ func (d *Datapath) Attach(ctx context.Context, opts AttachOptions) (err error) {
 		{"preparing the interface", a.prepareInterface},
 		{"attaching egress", a.attachEgress},
 		{"attaching ingress", a.attachIngress},
+		{"preparing the pod's end", a.preparePodEnd},
 		{"entering the endpoint", a.enterEndpoint},
 		{"publishing", a.publish},
 	} {
@@ -430,9 +431,20 @@ func (a *attaching) enterEndpoint(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	unfit, err := a.unfit(a.meta)
+	if err != nil {
+		return err
+	}
+	if len(unfit) > 0 {
+		a.Log.Warn("the pod's packets go by the stack", "hostInterface", a.HostName, "because", unfit)
+		a.meta.flags |= bpf.DatapathPodFlagPOD_UNFIT
+		if err := a.note(); err != nil {
+			return err
+		}
+	}
 	return a.locked(ctx, func() error {
 		a.undo.Push("leaving the endpoints", func() error { return a.leaveEndpoint(a.node, a.meta) })
-		return a.node.enterEndpoint(a.meta, self)
+		return a.node.enterEndpoint(a.meta, self, len(unfit) == 0)
 	})
 }
 

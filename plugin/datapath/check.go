@@ -19,7 +19,9 @@ import (
 
 // Check returns nil if the attachment is as Attach made it for these options, else ErrNotFound,
 // or ErrCheck with what is wrong.
-func (d *Datapath) Check(_ context.Context, opts AttachOptions) error {
+//
+// Where packets go directly and no longer can, or can again, that is put right.
+func (d *Datapath) Check(ctx context.Context, opts AttachOptions) error {
 	dir := d.Root.Pod(pins.ID(opts.ContainerID, opts.IfName))
 	m, err := readMeta(dir)
 	if err != nil {
@@ -27,6 +29,13 @@ func (d *Datapath) Check(_ context.Context, opts AttachOptions) error {
 	}
 	if err := compareMeta(m, opts); err != nil {
 		return err
+	}
+	if m.has(bpf.DatapathPodFlagPOD_REDIRECT) {
+		ctx, cancel := d.limited(ctx)
+		defer cancel()
+		if err := d.refit(ctx, Attachment{Meta: m, dir: dir}); err != nil {
+			return err
+		}
 	}
 	return d.checkIntact(dir, m, opts.Peers > 0, opts.Policy != nil)
 }
@@ -90,6 +99,9 @@ func (d *Datapath) checkIntact(dir string, m *Meta, peers, filter bool) error {
 		}
 	}
 	if err := n.checkFilter(dir, m, filter); err != nil {
+		return err
+	}
+	if err := d.checkRedirect(n, m, slot, entry); err != nil {
 		return err
 	}
 	host, err := netlink.LinkByIndex(m.HostIndex)

@@ -101,7 +101,7 @@ func (d *Datapath) removeDir(dir string, locked locker) error {
 	wait.Wait()
 	errs = errors.Join(errs, mapsErr)
 	if m != nil {
-		errs = errors.Join(errs, removeClsact(m), restoreVeth(m))
+		errs = errors.Join(errs, removeClsact(m), restorePodEnd(m), restoreVeth(m))
 	}
 	if n != nil && m != nil && mapsErr == nil {
 		errs = errors.Join(errs, locked(func() error { return n.freeSlot(m.HostIndex, m.owner) }))

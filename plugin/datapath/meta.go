@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/xdp-cni/xdp-cni/bpf"
+	"github.com/xdp-cni/xdp-cni/plugin/podend"
 )
 
 // Names of an attachment's pins.
@@ -40,6 +41,7 @@ type Meta struct {
 	flags          bpf.DatapathPodFlag
 	owner          uint64
 	networkID      uint64
+	podEndChanges  podend.Changes
 	hostRxQueues   uint32
 	egressProgram  ebpf.ProgramID
 	ingressProgram ebpf.ProgramID
@@ -62,6 +64,7 @@ func (m *Meta) encode() (*bpf.DatapathPodMeta, error) {
 		Created:        uint64(m.Created.UnixNano()),
 		Owner:          m.owner,
 		NetworkId:      m.networkID,
+		PodEndChanges:  uint32(m.podEndChanges),
 	}
 	if len(m.Addresses) > len(v.Addresses) {
 		return nil, fmt.Errorf("the pod has %d addresses, of which %d can be noted", len(m.Addresses), len(v.Addresses))
@@ -117,6 +120,7 @@ func decodeMeta(v *bpf.DatapathPodMeta) (*Meta, error) {
 		hostRxQueues:   v.HostRxQueues,
 		owner:          v.Owner,
 		networkID:      v.NetworkId,
+		podEndChanges:  podend.Changes(v.PodEndChanges),
 		egressProgram:  ebpf.ProgramID(v.EgressProgram),
 		ingressProgram: ebpf.ProgramID(v.IngressProgram),
 	}

@@ -136,6 +136,9 @@ func (m *Meta) describe(slot uint32, mtu int) (bpf.DatapathEndpoint, error) {
 		Owner: m.owner, Network: m.networkID, Ifindex: uint32(m.HostIndex), Slot: slot,
 		Mtu: uint32(mtu), Mode: uint8(m.Mode),
 	}
+	if m.Mode == ModeNative {
+		e.Flags = uint8(bpf.DatapathEndpointFlagENDPOINT_TAKES_FRAMES) // or it is not in force
+	}
 	copy(e.Mac[:], m.PodMAC)
 	host, err := netlink.LinkByIndex(m.HostIndex)
 	if err != nil {
@@ -157,8 +160,9 @@ func (m *Meta) describe(slot uint32, mtu int) (bpf.DatapathEndpoint, error) {
 }
 
 // enterEndpoint makes a pod's packets go directly, and others' to it: it is found from the moment that its
-// addresses are in the map of endpoints. The caller holds the node's lock. ErrFull if there is no room.
-func (n *node) enterEndpoint(m *Meta, self bpf.DatapathEndpoint) error {
+// addresses are in the map of endpoints. fit: else it is entered, but not in force. The caller holds the node's
+// lock. ErrFull if there is no room.
+func (n *node) enterEndpoint(m *Meta, self bpf.DatapathEndpoint, fit bool) error {
 	maps, err := n.openRedirect()
 	if err != nil {
 		return err
@@ -180,12 +184,13 @@ func (n *node) enterEndpoint(m *Meta, self bpf.DatapathEndpoint) error {
 	if entry.Owner != m.owner {
 		return fmt.Errorf("%w: the slot of interface %s was taken", ErrDamaged, m.HostName)
 	}
-	// in this order: who finds the flag reads what is there by then
-	for _, flags := range []uint32{entry.Flags, entry.Flags | uint32(bpf.DatapathSlotFlagSLOT_REDIRECT)} {
-		entry.Self, entry.Flags = self, flags
-		if err := n.slots.Put(self.Slot, entry); err != nil {
-			return fmt.Errorf("entering the endpoint of slot %d: %w", self.Slot, err)
-		}
+	entry.Self = self
+	if err := n.slots.Put(self.Slot, entry); err != nil {
+		return fmt.Errorf("entering the endpoint of slot %d: %w", self.Slot, err)
+	}
+	// by itself: who finds the flag reads what is there by then
+	if err := n.setRedirect(self.Slot, fit); err != nil {
+		return err
 	}
 	for _, address := range m.Addresses {
 		err := maps.endpoints.Put(endpointKey(m.networkID, address.Addr()), self)

@@ -1,0 +1,186 @@
+package datapath
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/xdp-cni/xdp-cni/bpf"
+	"github.com/xdp-cni/xdp-cni/internal/pins"
+	"github.com/xdp-cni/xdp-cni/plugin/podend"
+)
+
+// podEnd opens the pod's end of the attachment: podend.ErrGone if it is not there.
+func (m *Meta) podEnd() (*podend.End, error) {
+	return podend.Open(podend.Options{
+		Netns: m.Netns, IfName: m.IfName, PodIndex: m.PodIndex, HostIndex: m.HostIndex,
+	})
+}
+
+// unfit says in words why the packets of a pod with redirect, and those for it, cannot go directly as things
+// are now; nothing if they can.
+func (d *Datapath) unfit(m *Meta) ([]string, error) {
+	if m.Mode != ModeNative {
+		return nil, nil
+	}
+	end, err := m.podEnd()
+	if errors.Is(err, podend.ErrGone) {
+		return []string{err.Error()}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer end.Close()
+	err = end.CheckNative()
+	if errors.Is(err, podend.ErrNotPrepared) {
+		return []string{err.Error()}, nil
+	}
+	return nil, err
+}
+
+// Refit looks at the pods with redirect whether their packets can go directly still, or again, and lets those for
+// which that changed go by the stack, or directly. What can change is in others' hands: GRO at the pod's end, a
+// queueing discipline at the host's. It goes on past errors and returns them joined.
+func (d *Datapath) Refit(ctx context.Context) error {
+	ctx, cancel := d.limited(ctx)
+	defer cancel()
+	here, _, errs := d.servesUs()
+	if !here {
+		return errs
+	}
+	attachments, err := d.List()
+	errs = errors.Join(errs, err)
+	for _, a := range attachments {
+		if a.Meta.has(bpf.DatapathPodFlagPOD_REDIRECT) {
+			errs = errors.Join(errs, d.refit(ctx, a))
+		}
+	}
+	return errs
+}
+
+// refit is Refit for one attachment that has redirect.
+func (d *Datapath) refit(ctx context.Context, a Attachment) error {
+	unfit, err := d.unfit(a.Meta)
+	if err != nil {
+		return fmt.Errorf("looking at container %s, interface %s: %w", a.Meta.ContainerID, a.Meta.IfName, err)
+	}
+	return d.withNode(func(n *node) error {
+		inForce, found, err := n.redirects(a.Meta)
+		if err != nil || !found || inForce == (len(unfit) == 0) {
+			return err
+		}
+		d.Log.Warn("redirect changes", "container", a.Meta.ContainerID, "ifname", a.Meta.IfName, "on", !inForce, "unfit", unfit)
+		return d.locked(ctx, func() error {
+			number, entry, found, err := n.slotOf(a.Meta.HostIndex)
+			if err != nil || !found || entry.Owner != a.Meta.owner || entry.Self.Owner != a.Meta.owner {
+				return err // gone meanwhile, or not entered yet
+			}
+			if _, err := readMeta(d.Root.Pod(pins.ID(a.Meta.ContainerID, a.Meta.IfName))); errors.Is(err, ErrNotFound) {
+				return nil // DEL has begun
+			}
+			return n.setRedirect(number, !inForce)
+		})
+	})
+}
+
+// redirects tells whether the attachment's packets go directly; found is false if it has no slot.
+func (n *node) redirects(m *Meta) (inForce, found bool, err error) {
+	_, entry, found, err := n.slotOf(m.HostIndex)
+	if err != nil || !found || entry.Owner != m.owner {
+		return false, false, err
+	}
+	return entry.Flags&uint32(bpf.DatapathSlotFlagSLOT_REDIRECT) != 0, true, nil
+}
+
+// checkRedirect checks that the attachment with redirect is entered as its slot says, and that its packets can
+// go directly, if they could when it was made.
+func (d *Datapath) checkRedirect(n *node, m *Meta, number uint32, entry bpf.DatapathSlot) error {
+	if !m.has(bpf.DatapathPodFlagPOD_REDIRECT) {
+		return nil
+	}
+	if err := n.checkEndpoint(m, number, entry.Self); err != nil {
+		return err
+	}
+	unfit, err := d.unfit(m)
+	if err != nil {
+		return err
+	}
+	inForce := entry.Flags&uint32(bpf.DatapathSlotFlagSLOT_REDIRECT) != 0
+	switch {
+	case len(unfit) > 0 && !m.has(bpf.DatapathPodFlagPOD_UNFIT):
+		return fmt.Errorf("%w: its packets no longer can go directly: %s", ErrCheck, strings.Join(unfit, "; "))
+	case len(unfit) == 0 && !inForce:
+		return fmt.Errorf("%w: its packets can go directly, but do not", ErrCheck)
+	}
+	return nil
+}
+
+// checkEndpoint checks that others find the pod in the slot, and XDP programs its host end.
+func (n *node) checkEndpoint(m *Meta, number uint32, self bpf.DatapathEndpoint) error {
+	if self.Owner != m.owner || self.Slot != number || self.Ifindex != uint32(m.HostIndex) {
+		return fmt.Errorf("%w: its slot does not say where it is", ErrCheck)
+	}
+	maps, err := n.openRedirect()
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrCheck, err)
+	}
+	defer maps.close()
+	for _, address := range m.Addresses {
+		var e bpf.DatapathEndpoint
+		err := maps.endpoints.Lookup(endpointKey(m.networkID, address.Addr()), &e)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("reading the node's map %s: %w", pinEndpoints, err)
+		}
+		if err != nil || e != self {
+			return fmt.Errorf("%w: others do not find it at %s", ErrCheck, address.Addr())
+		}
+	}
+	for _, ports := range maps.ports {
+		var ifindex uint32
+		err := ports.Lookup(self.Ifindex, &ifindex)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("reading the node's map %s: %w", pinTxPorts, err)
+		}
+		if err != nil || ifindex != self.Ifindex {
+			return fmt.Errorf("%w: nothing can be redirected to %s", ErrCheck, m.HostName)
+		}
+	}
+	return nil
+}
+
+// preparePodEnd makes the pod's end fit for native redirect as far as it can be.
+func (a *attaching) preparePodEnd(context.Context) error {
+	if a.Redirect == nil || a.Mode != ModeNative {
+		return nil
+	}
+	end, err := a.meta.podEnd()
+	if err != nil {
+		return err
+	}
+	defer end.Close()
+	a.undo.Push("restoring the pod's end", func() error { return restorePodEnd(a.meta) })
+	_, err = end.PrepareNative(func(changes podend.Changes) error {
+		a.meta.podEndChanges = changes
+		return a.note()
+	})
+	return err
+}
+
+// restorePodEnd puts back what was changed at the pod's end, if it is there still.
+func restorePodEnd(m *Meta) error {
+	if m.podEndChanges == 0 {
+		return nil
+	}
+	end, err := m.podEnd()
+	if errors.Is(err, podend.ErrGone) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer end.Close()
+	return end.Restore(m.podEndChanges)
+}

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "config.h"
+#include "fill.h"
 #include "filter.h"
 #include "packet.h"
 #include "peers.h"
@@ -36,7 +37,7 @@ static __always_inline void core_count(const struct packet *pkt, enum parse_resu
 __attribute__((noinline)) int core_conclude(__u32 number, __u32 direction, __u32 verdict, __u32 len,
 					    __u32 packets)
 {
-	struct packet sizes = { .len = len, .packets = packets };
+	struct packet sizes = {.len = len, .packets = packets};
 
 	stats_count(number, direction & 1, TABLE_VERDICT, verdict, &sizes);
 	return 0;
@@ -96,7 +97,7 @@ static __always_inline enum verdict core(struct packet *pkt, enum parse_result r
 		flags &= ~SLOT_REDIRECT;
 	core_count(pkt, result, number, flags, direction);
 	if (flags & (SLOT_FILTER | SLOT_REDIRECT))
-		view_fill(pkt, result, direction);
+		fill_view(pkt, result, direction);
 	if (flags & SLOT_FILTER)
 		verdict = filter(number, flags, ifindex, direction);
 	counted = verdict;

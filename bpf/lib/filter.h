@@ -10,6 +10,8 @@
 #include "clock.h"
 #include "drop.h"
 #include "flow.h"
+#include "icmp.h"
+#include "neighbour.h"
 #include "policy.h"
 #include "pod.h"
 #include "stats.h"
@@ -31,11 +33,12 @@ __attribute__((noinline)) int filter_is_unspecified(void)
 		return false;
 	key = &view->key;
 	if (view->ethertype == ETH_P_IPV6)
-		return view_from_nowhere(view) && (view->icmp_type == ICMPV6_NEIGHBOUR_SOLICIT ||
-						   view->icmp_type == ICMPV6_ROUTER_SOLICIT ||
-						   view->icmp_type == ICMPV6_MLD_REPORT ||
-						   view->icmp_type == ICMPV6_MLD_DONE ||
-						   view->icmp_type == ICMPV6_MLD2_REPORT);
+		return neighbour_from_nowhere(view) &&
+		       (view->icmp_type == ICMPV6_NEIGHBOUR_SOLICIT ||
+			view->icmp_type == ICMPV6_ROUTER_SOLICIT ||
+			view->icmp_type == ICMPV6_MLD_REPORT ||
+			view->icmp_type == ICMPV6_MLD_DONE ||
+			view->icmp_type == ICMPV6_MLD2_REPORT);
 	return !(key->local[12] | key->local[13] | key->local[14] | key->local[15]) &&
 	       key->protocol == IPPROTO_UDP && key->local_port == bpf_htons(68) &&
 	       key->remote_port == bpf_htons(67);
@@ -331,7 +334,7 @@ static __always_inline void filter_tell(const struct view *view, const struct po
 	__builtin_memcpy(event->destination, from_pod ? view->key.remote : view->key.local, 16);
 	event->source_port = from_pod ? view->key.local_port : view->key.remote_port;
 	event->destination_port = from_pod ? view->key.remote_port : view->key.local_port;
-	if (view_is_icmp(view->key.protocol)) {
+	if (icmp_is(view->key.protocol)) {
 		event->source_port = 0;
 		event->destination_port = bpf_htons(view->port);
 	}

@@ -30,7 +30,7 @@ enum flow_flag {
 struct flow_key {
 	__u8 remote[16];
 	__u8 local[16];
-	__be16 remote_port; /* network byte order; of ICMP as view_icmp_ports() has it */
+	__be16 remote_port; /* network byte order; of ICMP as icmp_ports() has it */
 	__be16 local_port;  /* the same */
 	__u8 protocol;      /* IPPROTO_* */
 	__u8 kind;          /* enum flow_kind */

@@ -13,6 +13,13 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type DatapathBigTcp struct {
+	_    structs.HostLayout
+	To   DatapathOffloadLimits
+	Host DatapathOffloadLimits
+	Pod  DatapathOffloadLimits
+}
+
 type DatapathDatarec struct {
 	_       structs.HostLayout
 	Packets uint64
@@ -229,7 +236,7 @@ type DatapathPodMeta struct {
 	PodEndChanges  uint32
 	Created        uint64
 	NetworkId      uint64
-	LimitsBefore   [2]DatapathOffloadLimits
+	BigTcp         DatapathBigTcp
 	Owner          uint64
 	PodMac         [6]uint8
 	Pad            [2]uint8

@@ -81,6 +81,12 @@ func (c *call) attachOptions() (datapath.AttachOptions, error) {
 			AcrossNetworks: r.AcrossNetworks, MaxEndpoints: r.MaxEndpoints, MaxFlows: r.MaxFlows,
 		}
 	}
+	switch c.conf.BigTCP {
+	case conf.BigTCPOn:
+		opts.BigTCP = datapath.BigTCPOn
+	case conf.BigTCPAuto:
+		opts.BigTCP = datapath.BigTCPAuto
+	}
 	for _, address := range attachment.Addresses(result, c.Netns, c.IfName) {
 		ip, ok := netip.AddrFromSlice(address.IP)
 		if !ok {

@@ -27,7 +27,7 @@ enum pod_flag {
 		1 << 5, /* mode is tcx, but generic was asked for: see datapath.effectiveMode */
 	POD_REDIRECT = 1 << 6, /* its packets are to go directly where they can */
 	POD_UNFIT = 1 << 7,    /* with POD_REDIRECT: they could not when it was made */
-	POD_BIG_TCP = 1 << 8,  /* we raised the limits of GSO and GRO from limits_before */
+	POD_BIG_TCP = 1 << 8,  /* we raised the limits of GSO and GRO: see big_tcp */
 };
 
 struct pod_address {
@@ -44,6 +44,13 @@ struct offload_limits {
 	__u32 gro_ipv4;
 };
 
+/* What was changed for BIG TCP: see bigtcp.Sizes. */
+struct big_tcp {
+	struct offload_limits to;   /* limits below it were raised to it */
+	struct offload_limits host; /* as they were */
+	struct offload_limits pod;
+};
+
 struct pod_meta {
 	__u32 version; /* of this struct: 1 */
 	__u32 mode;    /* enum pod_mode */
@@ -57,7 +64,7 @@ struct pod_meta {
 	__u32 pod_end_changes; /* what was changed at the pod end for native redirect: podend.Changes */
 	__u64 created;         /* nanoseconds since 1970 */
 	__u64 network_id;      /* as in struct endpoint_key */
-	struct offload_limits limits_before[2]; /* of the host end, of the pod end */
+	struct big_tcp big_tcp;
 	__u64 owner; /* random, not 0: tells whose a slot is, whatever its ifindex was before */
 	__u8 pod_mac[6];
 	__u8 pad[2];

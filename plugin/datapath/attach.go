@@ -42,6 +42,8 @@ type AttachOptions struct {
 	PodMTU int
 	// Redirect: packets go directly where they can; nil for none.
 	Redirect *Redirect
+	// BigTCP: needs ModeTCX.
+	BigTCP BigTCP
 }
 
 // Attach makes an attachment: its maps, entered in the node's, and then its hooks. It is done

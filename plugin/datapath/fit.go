@@ -13,22 +13,24 @@ import (
 	"github.com/xdp-cni/xdp-cni/plugin/podend"
 )
 
-// podEnd opens the pod's end of the attachment: podend.ErrGone if it is not there.
-func (m *Meta) podEnd() (*podend.End, error) {
-	return podend.Open(podend.Options{
-		Netns: m.Netns, IfName: m.IfName, PodIndex: m.PodIndex, HostIndex: m.HostIndex,
-	})
-}
-
 // unfit says in words why the packets of a pod with redirect, and those for it, cannot go directly as things
 // are now; nothing if they can.
 func (d *Datapath) unfit(m *Meta) ([]string, error) {
-	if m.Mode != ModeNative {
-		return nil, nil
+	host, err := hostOf(m)
+	if host == nil {
+		return nil, err // it is going
+	}
+	tcx, err := d.hasTCX()
+	if err != nil {
+		return nil, err
+	}
+	found, err := obstacles(host, own{programs: []ebpf.ProgramID{m.egressProgram, m.ingressProgram}}, tcx)
+	if err != nil || m.Mode != ModeNative {
+		return found, err
 	}
 	end, err := m.podEnd()
 	if errors.Is(err, podend.ErrGone) {
-		return []string{err.Error()}, nil
+		return append(found, err.Error()), nil
 	}
 	if err != nil {
 		return nil, err
@@ -36,9 +38,9 @@ func (d *Datapath) unfit(m *Meta) ([]string, error) {
 	defer end.Close()
 	err = end.CheckNative()
 	if errors.Is(err, podend.ErrNotPrepared) {
-		return []string{err.Error()}, nil
+		return append(found, err.Error()), nil
 	}
-	return nil, err
+	return found, err
 }
 
 // Refit looks at the pods with redirect whether their packets can go directly still, or again, and lets those for
@@ -149,38 +151,4 @@ func (n *node) checkEndpoint(m *Meta, number uint32, self bpf.DatapathEndpoint) 
 		}
 	}
 	return nil
-}
-
-// preparePodEnd makes the pod's end fit for native redirect as far as it can be.
-func (a *attaching) preparePodEnd(context.Context) error {
-	if a.Redirect == nil || a.Mode != ModeNative {
-		return nil
-	}
-	end, err := a.meta.podEnd()
-	if err != nil {
-		return err
-	}
-	defer end.Close()
-	a.undo.Push("restoring the pod's end", func() error { return restorePodEnd(a.meta) })
-	_, err = end.PrepareNative(func(changes podend.Changes) error {
-		a.meta.podEndChanges = changes
-		return a.note()
-	})
-	return err
-}
-
-// restorePodEnd puts back what was changed at the pod's end, if it is there still.
-func restorePodEnd(m *Meta) error {
-	if m.podEndChanges == 0 {
-		return nil
-	}
-	end, err := m.podEnd()
-	if errors.Is(err, podend.ErrGone) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer end.Close()
-	return end.Restore(m.podEndChanges)
 }

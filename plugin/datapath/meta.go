@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/xdp-cni/xdp-cni/bpf"
+	"github.com/xdp-cni/xdp-cni/plugin/bigtcp"
 	"github.com/xdp-cni/xdp-cni/plugin/podend"
 )
 
@@ -42,6 +43,7 @@ type Meta struct {
 	owner          uint64
 	networkID      uint64
 	podEndChanges  podend.Changes
+	bigTCP         bigtcp.Sizes
 	hostRxQueues   uint32
 	egressProgram  ebpf.ProgramID
 	ingressProgram ebpf.ProgramID
@@ -65,6 +67,9 @@ func (m *Meta) encode() (*bpf.DatapathPodMeta, error) {
 		Owner:          m.owner,
 		NetworkId:      m.networkID,
 		PodEndChanges:  uint32(m.podEndChanges),
+		BigTcp: bpf.DatapathBigTcp{
+			To: encodeLimits(m.bigTCP.To), Host: encodeLimits(m.bigTCP.Host), Pod: encodeLimits(m.bigTCP.Pod),
+		},
 	}
 	if len(m.Addresses) > len(v.Addresses) {
 		return nil, fmt.Errorf("the pod has %d addresses, of which %d can be noted", len(m.Addresses), len(v.Addresses))
@@ -102,25 +107,28 @@ func decodeMeta(v *bpf.DatapathPodMeta) (*Meta, error) {
 		return nil, fmt.Errorf("%w: meta version %d, want %d", ErrLayout, v.Version, metaVersion)
 	}
 	m := &Meta{
-		ContainerID:    cString(v.ContainerId[:]),
-		IfName:         cString(v.Ifname[:]),
-		Netns:          cString(v.Netns[:]),
-		Network:        cString(v.Network[:]),
-		PodNamespace:   cString(v.PodNamespace[:]),
-		PodName:        cString(v.PodName[:]),
-		PodUID:         cString(v.PodUid[:]),
-		HostName:       cString(v.HostIfname[:]),
-		HostIndex:      int(v.HostIfindex),
-		PodIndex:       int(v.PodIfindex),
-		PodMAC:         net.HardwareAddr(v.PodMac[:]),
-		Mode:           Mode(v.Mode),
-		Created:        time.Unix(0, int64(v.Created)),
-		PluginVersion:  cString(v.PluginVersion[:]),
-		flags:          bpf.DatapathPodFlag(v.Flags),
-		hostRxQueues:   v.HostRxQueues,
-		owner:          v.Owner,
-		networkID:      v.NetworkId,
-		podEndChanges:  podend.Changes(v.PodEndChanges),
+		ContainerID:   cString(v.ContainerId[:]),
+		IfName:        cString(v.Ifname[:]),
+		Netns:         cString(v.Netns[:]),
+		Network:       cString(v.Network[:]),
+		PodNamespace:  cString(v.PodNamespace[:]),
+		PodName:       cString(v.PodName[:]),
+		PodUID:        cString(v.PodUid[:]),
+		HostName:      cString(v.HostIfname[:]),
+		HostIndex:     int(v.HostIfindex),
+		PodIndex:      int(v.PodIfindex),
+		PodMAC:        net.HardwareAddr(v.PodMac[:]),
+		Mode:          Mode(v.Mode),
+		Created:       time.Unix(0, int64(v.Created)),
+		PluginVersion: cString(v.PluginVersion[:]),
+		flags:         bpf.DatapathPodFlag(v.Flags),
+		hostRxQueues:  v.HostRxQueues,
+		owner:         v.Owner,
+		networkID:     v.NetworkId,
+		podEndChanges: podend.Changes(v.PodEndChanges),
+		bigTCP: bigtcp.Sizes{
+			To: decodeLimits(v.BigTcp.To), Host: decodeLimits(v.BigTcp.Host), Pod: decodeLimits(v.BigTcp.Pod),
+		},
 		egressProgram:  ebpf.ProgramID(v.EgressProgram),
 		ingressProgram: ebpf.ProgramID(v.IngressProgram),
 	}
@@ -129,6 +137,14 @@ func decodeMeta(v *bpf.DatapathPodMeta) (*Meta, error) {
 		m.Addresses = append(m.Addresses, netip.PrefixFrom(netip.AddrFrom16(address.Address).Unmap(), int(address.PrefixLen)))
 	}
 	return m, nil
+}
+
+func encodeLimits(l bigtcp.Limits) bpf.DatapathOffloadLimits {
+	return bpf.DatapathOffloadLimits{Gso: l.GSO, Gro: l.GRO, GsoIpv4: l.GSOIPv4, GroIpv4: l.GROIPv4}
+}
+
+func decodeLimits(l bpf.DatapathOffloadLimits) bigtcp.Limits {
+	return bigtcp.Limits{GSO: l.Gso, GRO: l.Gro, GSOIPv4: l.GsoIpv4, GROIPv4: l.GroIpv4}
 }
 
 func cString(b []uint8) string {

@@ -4,6 +4,9 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+
+	"github.com/xdp-cni/xdp-cni/plugin/bigtcp"
 	"github.com/xdp-cni/xdp-cni/tests"
 )
 
@@ -89,4 +92,53 @@ func TestRedirect(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestRedirectBigTCP sends a stream between pods whose limits are raised, and looks at how large its packets are.
+func TestRedirectBigTCP(t *testing.T) {
+	const stream = 32 << 20
+	r := startRedirected(t, func(n *tests.Node) tests.Conf { return n.Bridge(tests.IPv4) },
+		tests.Conf{"mode": "tcx", "redirect": true, "bigTCP": true})
+	for _, pod := range []*tests.Pod{r.client, r.server} {
+		for end, link := range ends(t, r.node, pod) {
+			if a := link.Attrs(); a.GSOIPv4MaxSize != bigtcp.Size || a.GROIPv4MaxSize != bigtcp.Size {
+				t.Errorf("the limits of %s's %s are %d and %d, want %d", pod.Name, end, a.GSOIPv4MaxSize, a.GROIPv4MaxSize, bigtcp.Size)
+			}
+		}
+	}
+	echo := tests.MustEcho(t, r.server, r.server.IPv4())
+	before, counted := ends(t, r.node, r.client)["host end"].Attrs().Statistics, readStats(t, r.node, r.client)
+	if err := tests.EchoTCP(t.Context(), r.client, echo.TCP, stream); err != nil {
+		t.Fatal(err)
+	}
+	after := ends(t, r.node, r.client)["host end"].Attrs().Statistics
+	largest := (after.RxBytes - before.RxBytes) / (after.RxPackets - before.RxPackets)
+	t.Logf("%d bytes a packet", largest)
+	counts := readStats(t, r.node, r.client).since(counted)
+	if got := counts.Egress["redirect"]; got.Bytes < stream || got.Packets < stream/1448 {
+		t.Errorf("%v went directly, want at least %d bytes in packets of at most 1448", got, stream)
+	}
+	if counts.Kinds.Egress["malformed"].Packets+counts.Kinds.Egress["truncated"].Packets > 0 {
+		t.Errorf("broken packets: %v", counts.Kinds.Egress)
+	}
+	if seen := after.RxBytes - before.RxBytes; seen < stream {
+		t.Errorf("the host end saw %d bytes, want at least %d", seen, stream)
+	}
+}
+
+// ends returns both ends of a pod's veth.
+func ends(t *testing.T, n *tests.Node, pod *tests.Pod) map[string]netlink.Link {
+	t.Helper()
+	host, err := pod.HostInterface()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var end netlink.Link
+	if err := pod.Do(func() (err error) {
+		end, err = netlink.LinkByName(pod.IfName)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return map[string]netlink.Link{"host end": host, "pod end": end}
 }

@@ -52,6 +52,8 @@ type strictServer struct {
 
 func newStrictServer(t *testing.T, p redirectPod) strictServer {
 	t.Helper()
+	blocked := tests.MustEcho(t, p, netip.IPv6Unspecified())
+	// last, so that nobody gets the ports that it leaves
 	gone, err := tests.ServeEcho(t.Context(), p, netip.IPv6Unspecified())
 	if err == nil {
 		err = gone.Close()
@@ -59,10 +61,7 @@ func newStrictServer(t *testing.T, p redirectPod) strictServer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return strictServer{
-		blocked: tests.MustEcho(t, p, netip.IPv6Unspecified()),
-		closed:  map[string]uint16{"tcp": gone.TCP.Port(), "udp": gone.UDP.Port()},
-	}
+	return strictServer{blocked, map[string]uint16{"tcp": gone.TCP.Port(), "udp": gone.UDP.Port()}}
 }
 
 // isBlocked sends to a server to which nothing is forwarded, and expects it not to have heard.

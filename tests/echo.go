@@ -25,13 +25,15 @@ type Echo struct {
 	packets  *net.UDPConn
 	running  sync.WaitGroup
 
-	mu      sync.Mutex
-	closed  bool
-	streams map[net.Conn]struct{}
+	mu               sync.Mutex
+	closed           bool
+	streams          map[net.Conn]struct{}
+	tcpPeer, udpPeer netip.AddrPort
 }
 
-// ServeEcho starts echo servers on an address of a place, at ports that the kernel chooses. Close them before the
-// place: a socket keeps its namespace alive.
+// ServeEcho starts echo servers on an address of a place, at ports that the kernel chooses; the unspecified IPv6 address
+// is all those of both families, also the ones that come later. Close them before the place: a socket keeps its
+// namespace alive.
 func ServeEcho(ctx context.Context, at Place, address netip.Addr) (*Echo, error) {
 	e := &Echo{streams: map[net.Conn]struct{}{}}
 	local := netip.AddrPortFrom(address.Unmap(), 0)
@@ -72,6 +74,14 @@ func (e *Echo) Close() error {
 	return err
 }
 
+// Peers returns where the last connection and the last datagram came from, as the servers see it; zero if there was
+// none. Who has got an echo is in it.
+func (e *Echo) Peers() (tcp, udp netip.AddrPort) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.tcpPeer, e.udpPeer
+}
+
 func (e *Echo) serveTCP() {
 	for {
 		conn, err := e.listener.AcceptTCP()
@@ -85,6 +95,7 @@ func (e *Echo) serveTCP() {
 			return
 		}
 		e.streams[conn] = struct{}{}
+		e.tcpPeer = unmapped(conn.RemoteAddr().(*net.TCPAddr).AddrPort())
 		e.running.Go(func() { e.serveStream(conn) })
 		e.mu.Unlock()
 	}
@@ -106,10 +117,16 @@ func (e *Echo) serveUDP() {
 			return
 		}
 		if err == nil { // an ICMP error of an earlier reply is not an end
+			e.mu.Lock()
+			e.udpPeer = unmapped(peer)
+			e.mu.Unlock()
 			_, _ = e.packets.WriteToUDPAddrPort(buffer[:n], peer)
 		}
 	}
 }
+
+// unmapped is an address as its own family has it: servers at the unspecified IPv6 address have IPv4 mapped to IPv6.
+func unmapped(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
 
 // EchoTCP connects from a place to an echo server, sends n bytes, reads them back and checks them, and closes the
 // connection in order, both ways.

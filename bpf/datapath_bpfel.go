@@ -43,7 +43,8 @@ type DatapathDirectFlow struct {
 	SynSent      uint32
 	SynDelivered uint32
 	Opener       uint8
-	Pad          [7]uint8
+	Tainted      uint8
+	Pad          [6]uint8
 }
 
 type DatapathDirectKey struct {
@@ -396,6 +397,7 @@ type DatapathView struct {
 	Target      DatapathEndpoint
 	TargetFlags uint32
 	Routed      uint32
+	Sent        DatapathFlowKey
 }
 
 type DatapathWay uint32

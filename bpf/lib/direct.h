@@ -45,7 +45,8 @@ struct direct_flow {
 	__be32 syn_sent;              /* sequence number of the SYN that opened it, TCP only */
 	__be32 syn_delivered;         /* and of the one that the stack brought to the other end */
 	__u8 opener;                  /* enum direct_end that sent the SYN */
-	__u8 pad[7];
+	__u8 tainted;                 /* not TCP: something else comes under the same addresses */
+	__u8 pad[6];
 };
 
 /* The loader makes it as large as its configuration says. */
@@ -66,8 +67,7 @@ struct {
  * Whether a flow is known to be left as it is by the stack. Of TCP: the SYN that one end sent is
  * the one that came to the other, by its sequence number, which no NAT changes; and the answer was
  * seen at both ends. A connection that began before is not known. Else: at both ends as many
- * packets were seen each way. What is translated is seen under these addresses at one end only,
- * also if it was mixed with what is not.
+ * packets were seen each way, and none came that was not sent so.
  */
 static __always_inline bool direct_known(const struct direct_flow *flow, __u8 protocol)
 {
@@ -77,7 +77,7 @@ static __always_inline bool direct_known(const struct direct_flow *flow, __u8 pr
 		return flow->syn_sent == flow->syn_delivered && flow->delivered[flow->opener & 1] &&
 		       flow->delivered[answerer];
 	}
-	return flow->delivered[DIRECT_LOW] && flow->delivered[DIRECT_HIGH] &&
+	return !flow->tainted && flow->delivered[DIRECT_LOW] && flow->delivered[DIRECT_HIGH] &&
 	       flow->sent[DIRECT_LOW] == flow->delivered[DIRECT_LOW] &&
 	       flow->sent[DIRECT_HIGH] == flow->delivered[DIRECT_HIGH];
 }

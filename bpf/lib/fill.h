@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 #pragma once
 
+#include <stddef.h>
+
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ipv6.h>
@@ -134,7 +136,7 @@ static __always_inline void fill_view(struct packet *pkt, enum parse_result resu
 
 	if (!view)
 		return;
-	__builtin_memset(view, 0, sizeof(*view));
+	__builtin_memset(view, 0, offsetof(struct view, sent));
 	__builtin_memcpy(view->parsed, &pkt->len, sizeof(view->parsed));
 	if (result != PARSE_OK)
 		view->flags |= VIEW_BROKEN;

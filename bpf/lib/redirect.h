@@ -129,6 +129,59 @@ static __always_inline void redirect_sent(struct view *view, struct direct_flow 
 	bpf_map_update_elem(&direct_flows, &view->direct, &begin, BPF_ANY);
 }
 
+/* Whether two addresses and their ports are the same. */
+static __always_inline bool redirect_same(const __u8 *one, __be16 one_port, const __u8 *other,
+					  __be16 other_port)
+{
+	const redirect_word *a = (const redirect_word *)one, *b = (const redirect_word *)other;
+
+	return a[0] == b[0] && a[1] == b[1] && one_port == other_port;
+}
+
+/*
+ * Whether the packet in view, which the stack brought, is what a pod sent last on this CPU, but
+ * for one of its addresses: translated. The stack mostly brings a packet to the other pod before
+ * this CPU takes the next one; where it does not, the two have nothing in common.
+ */
+static __always_inline bool redirect_is_other(const struct view *view)
+{
+	const struct flow_key *sent = &view->sent, *came = &view->key;
+
+	if (sent->protocol != came->protocol)
+		return false;
+	return redirect_same(sent->local, sent->local_port, came->remote, came->remote_port) !=
+	       redirect_same(sent->remote, sent->remote_port, came->local, came->local_port);
+}
+
+/*
+ * Notes a packet in view, other than TCP, that the stack brought to the pod in slot from sender;
+ * flow is what is known of its flow, NULL for nothing. What was not sent by its sender under these
+ * addresses is translated, and all that comes under them is suspect then: a pod may use one port
+ * for a service and for the pod behind it.
+ */
+static __always_inline void redirect_count(struct view *view, struct direct_flow *flow,
+					   const struct slot *slot, enum direct_end sender)
+{
+	struct direct_flow suspect = {.tainted = true};
+	const struct endpoint *source;
+	__u64 now = clock_now();
+
+	if (flow && direct_live(flow, view->key.protocol, now)) {
+		__sync_fetch_and_add(&flow->delivered[sender & 1], view->packets);
+		flow->seen = now;
+		if (flow->delivered[sender & 1] > flow->sent[sender & 1] || redirect_is_other(view))
+			flow->tainted = true;
+		return;
+	}
+	source = redirect_find(view->key.remote, slot->self.network);
+	if (!source)
+		return;
+	suspect.seen = now;
+	suspect.owner[DIRECT_LOW] = sender == DIRECT_LOW ? source->owner : slot->self.owner;
+	suspect.owner[DIRECT_HIGH] = sender == DIRECT_LOW ? slot->self.owner : source->owner;
+	bpf_map_update_elem(&direct_flows, &view->direct, &suspect, BPF_ANY);
+}
+
 /*
  * Notes the packet in the CPU's view, which the stack brought to the pod in slot number. Global, as
  * what follows: the verifier walks it once.
@@ -146,12 +199,14 @@ __attribute__((noinline)) int redirect_delivered(__u32 number)
 		return 0;
 	sender = !redirect_key(view, slot->self.network);
 	flow = bpf_map_lookup_elem(&direct_flows, &view->direct);
-	if (!flow || flow->owner[!sender] != slot->self.owner)
-		return 0;
+	if (flow && flow->owner[!sender] != slot->self.owner)
+		flow = NULL;
 	if (view->key.protocol != IPPROTO_TCP) {
-		__sync_fetch_and_add(&flow->delivered[sender & 1], view->packets);
+		redirect_count(view, flow, slot, sender);
 		return 0;
 	}
+	if (!flow)
+		return 0;
 	if (redirect_opens(view)) {
 		/* also a translated one, which then differs from what was sent */
 		flow->syn_delivered = flow->opener == sender ? view->sequence : ~flow->syn_sent;
@@ -195,6 +250,8 @@ __attribute__((noinline)) int redirect_way(__u32 number)
 
 	if (!slot || !view || !(view->flags & VIEW_PLAIN))
 		return WAY_SPECIAL;
+	if (view->key.protocol != IPPROTO_TCP)
+		view->sent = view->key;
 	target = redirect_find(view->key.remote, slot->self.network);
 	if (!target || target->slot == number)
 		return WAY_STRANGER;

@@ -66,6 +66,8 @@ struct view {
 	struct endpoint target;   /* the pod that the packet goes to directly */
 	__u32 target_flags;       /* enum slot_flag */
 	__u32 routed;             /* not 0: by the node as a router */
+	/* Of the packet before, what stays when the view is filled. */
+	struct flow_key sent; /* of what a pod sent last, but for TCP: see redirect_is_other() */
 };
 
 struct {

@@ -83,7 +83,7 @@ func expectDirect(t *testing.T, what string, direct bool, protocol string, sent 
 	packets, redirected := sent.Protocols.Egress[protocol].Packets, sent.Egress["redirect"].Packets
 	expect(t, what+", passed and redirected", sent.Egress["pass"].Packets+redirected, total(sent.Protocols.Egress).Packets)
 	switch {
-	case !redirectOn || !direct:
+	case !direct:
 		if redirected != 0 {
 			t.Errorf("%s: %d packets were redirected, want none", what, redirected)
 		}

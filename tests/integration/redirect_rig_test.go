@@ -8,18 +8,6 @@ import (
 	"github.com/xdp-cni/xdp-cni/tests"
 )
 
-// redirectOn says whether pods of these tests have "redirect". All that they expect of connections holds with it and
-// without it; what they expect of counters holds with it.
-const redirectOn = false
-
-// redirectKey is what "redirect" is to be in a configuration. Without redirect the key is left out.
-func redirectKey(value any) any {
-	if !redirectOn {
-		return nil
-	}
-	return value
-}
-
 // redirectNet is a network with redirect on a node.
 type redirectNet struct {
 	name, shape string
@@ -53,7 +41,7 @@ func (w redirectNet) conflist(n *tests.Node, mode string) string {
 	main["ipam"].(tests.Conf)["ranges"] = ranges
 	maps.Copy(main, w.main)
 	plugins := append([]tests.Conf{main}, w.chained...)
-	plugins = append(plugins, n.XDP(tests.Conf{"mode": mode, "redirect": redirectKey(w.redirect)}))
+	plugins = append(plugins, n.XDP(tests.Conf{"mode": mode, "redirect": w.redirect}))
 	return tests.Conflist(w.name, "1.1.0", plugins...)
 }
 

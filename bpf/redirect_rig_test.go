@@ -6,12 +6,14 @@ import (
 	"errors"
 	"maps"
 	"net/netip"
+	"sync"
 	"testing"
 
 	"github.com/cilium/ebpf"
 
 	"github.com/xdp-cni/xdp-cni/bpf"
 	"github.com/xdp-cni/xdp-cni/tests/packets"
+	"github.com/xdp-cni/xdp-cni/tests/priv"
 )
 
 const (
@@ -44,22 +46,39 @@ type nodePod struct {
 	peers     *ebpf.Map
 }
 
+// loaded are the nodes of all tests: the kernel has them until the tests are over.
+var loaded struct {
+	once  sync.Once
+	nodes []*node
+}
+
 // newNodes loads the objects with frags, if the kernel has them, and without, and returns a node for
-// every program by which a pod sends.
+// every program by which a pod sends. Only one test at a time may use them.
 func newNodes(t testing.TB) []*node {
 	t.Helper()
-	plain := newNode(t, false)
-	if !haveFrags(t) {
-		return []*node{plain, plain.by(plain.hooks(nil)[1])}
+	loaded.once.Do(func() {
+		plain := newNode(t, false)
+		if !haveFrags(t) {
+			loaded.nodes = []*node{plain, plain.by(plain.hooks(nil)[1])}
+			return
+		}
+		plain.hook.name += " without frags"
+		frags := newNode(t, true)
+		loaded.nodes = []*node{frags, frags.by(frags.hooks(nil)[1]), plain}
+	})
+	if loaded.nodes == nil {
+		t.Fatal("the objects could not be loaded")
 	}
-	plain.hook.name += " without frags"
-	frags := newNode(t, true)
-	return []*node{frags, frags.by(frags.hooks(nil)[1]), plain}
+	for _, n := range loaded.nodes {
+		n.reset(t)
+	}
+	return loaded.nodes
 }
 
 // newNode loads the objects for redirect; its pods send by XDP.
 func newNode(t testing.TB, frags bool) *node {
 	t.Helper()
+	priv.Root(t)
 	spec := loadSpec(t, frags && haveFrags(t))
 	withRedirect(t, spec)
 	markFromHost(t, spec, bpf.DatapathProgTcEgress)
@@ -68,15 +87,11 @@ func newNode(t testing.TB, frags bool) *node {
 	if err := spec.LoadAndAssign(&n.DatapathObjects, nil); err != nil {
 		t.Fatalf("loading the objects: %+v", err)
 	}
-	t.Cleanup(func() { n.Close() })
 	n.hook = n.hooks(nil)[0]
 	var tableKeys, peerKeys []uint32
 	var tableMaps, peerMaps []*ebpf.Map
 	for i := range uint32(nodePods) {
-		p := &nodePod{pod: &pod{}, name: string(rune('A' + i)), slot: firstNodeSlot + i, addresses: []netip.Addr{
-			netip.AddrFrom4([4]byte{10, 0, 0, byte(10 + i)}),
-			netip.AddrFrom16([16]byte{0xfd, 15: byte(10 + i)}),
-		}}
+		p := &nodePod{pod: &pod{}, name: string(rune('A' + i)), slot: firstNodeSlot + i}
 		for d := range p.tables {
 			for table := range p.tables[d] {
 				p.tables[d][table] = n.newInner(t, bpf.DatapathMapXdpStatsMap, records, nil, nil)
@@ -88,11 +103,6 @@ func newNode(t testing.TB, frags bool) *node {
 		peerKeys, peerMaps = append(peerKeys, p.slot), append(peerMaps, p.peers)
 		n.pods = append(n.pods, p)
 	}
-	t.Cleanup(func() {
-		for _, m := range append(tableMaps, peerMaps...) {
-			m.Close()
-		}
-	})
 	putMaps(t, n.PodTables, tableKeys, tableMaps)
 	putMaps(t, n.PodPeers, peerKeys, peerMaps)
 	n.reset(t)
@@ -114,6 +124,10 @@ func (n *node) reset(t testing.TB) {
 	clearMap[uint32, uint32](t, n.TxPorts)
 	for i, p := range n.pods {
 		p.flags = bpf.DatapathSlotFlagSLOT_REDIRECT | bpf.DatapathSlotFlagSLOT_PEERS
+		p.addresses = []netip.Addr{
+			netip.AddrFrom4([4]byte{10, 0, 0, byte(10 + i)}),
+			netip.AddrFrom16([16]byte{0xfd, 15: byte(10 + i)}),
+		}
 		p.endpoint = bpf.DatapathEndpoint{
 			Owner: uint64(i)<<32 | 0x77, Network: nodeNetwork, Ifindex: firstHostEnd + uint32(i), Slot: p.slot,
 			Mtu: nodeMTU, Segment: nodeBridge, Mac: [6]byte{2, 0, 0, 0, 1, byte(i)}, RouterMac: [6]byte{2, 0, 0, 0, 2, 0},

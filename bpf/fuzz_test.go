@@ -6,6 +6,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/xdp-cni/xdp-cni/bpf"
 	"github.com/xdp-cni/xdp-cni/tests/packets"
 )
 
@@ -69,6 +70,110 @@ func FuzzParser(f *testing.F) {
 		}
 		checkAll(t, hooks, input{frame: frame, gsoSize: uint32(gsoSize), gsoSegs: 2})
 	})
+}
+
+// TestRedirectMutations changes packets of known flows at random: what goes directly all the same is
+// what could, and comes out as a router makes it.
+func TestRedirectMutations(t *testing.T) {
+	const rounds = 20_000
+	random := rand.New(rand.NewPCG(3, 4))
+	for _, n := range newNodes(t) {
+		for family := range 2 {
+			n.reset(t)
+			n.routed(t)
+			talks := []talk{n.newTalk(packets.ProtocolTCP, family), n.newTalk(packets.ProtocolUDP, family), n.newTalk(packets.ProtocolICMP, family)}
+			var frames [][]byte
+			known := map[bpf.DatapathDirectKey]bpf.DatapathDirectFlow{}
+			for _, c := range talks {
+				c.learn(t)
+				frames = append(frames, c.ask().frame())
+				key, _ := c.key()
+				var flow bpf.DatapathDirectFlow
+				if err := n.DirectFlows.Lookup(&key, &flow); err != nil {
+					t.Fatal(err)
+				}
+				known[key] = flow
+			}
+			direct := 0
+			for range rounds / 6 {
+				frame := mutate(random, frames)
+				verdict, out, err := n.hands(t, n.pods[0], input{frame: frame})
+				if err != nil {
+					continue // refused by the kernel, before the program
+				}
+				want := frame
+				if verdict == n.hook.redirected() {
+					direct++
+					if want = redirectable(n.pods[1], talks, frame); want == nil {
+						t.Fatalf("%s: went directly: %x", n.hook.name, frame)
+					}
+				} else if verdict != n.hook.pass() {
+					t.Fatalf("%s: verdict %d of %x", n.hook.name, int32(verdict), frame)
+				}
+				if !slices.Equal(out, want) {
+					t.Fatalf("%s: of  %x\ncame %x\nwant %x", n.hook.name, frame, out, want)
+				}
+				for key, flow := range known { // as if it had not been
+					put(t, n.DirectFlows, key, flow)
+				}
+			}
+			if direct < rounds/6/20 {
+				t.Errorf("%s: only %d of %d frames went directly", n.hook.name, direct, rounds/6)
+			}
+		}
+	}
+}
+
+// redirectable returns what must come out if a frame goes directly to a pod, nil if it may not.
+func redirectable(to *nodePod, talks []talk, frame []byte) []byte {
+	of := classify(input{frame: frame})
+	if of.broken() || len(frame) > 14+nodeMTU {
+		return nil
+	}
+	for _, c := range talks {
+		known := c.ask().frame()
+		want := slices.Clone(frame)
+		copy(want, to.endpoint.Mac[:])
+		copy(want[6:], to.endpoint.RouterMac[:])
+		same := func(from, to int) bool { return len(frame) >= to && slices.Equal(frame[from:to], known[from:to]) }
+		ports := 14 + 20
+		if c.family == 0 {
+			// without options, no fragment, of that protocol and addresses
+			if !same(12, 15) || frame[20]&0x3f != 0 || frame[21] != 0 || frame[22] <= 1 || !same(23, 24) || !same(26, 34) {
+				continue
+			}
+			sum := uint32(binary.BigEndian.Uint16(frame[24:])) + 0x100
+			binary.BigEndian.PutUint16(want[24:], uint16(sum+sum>>16))
+			if sum == 0xffff {
+				binary.BigEndian.PutUint16(want[24:], 0)
+			}
+			want[22]--
+		} else {
+			ports = 14 + 40
+			if !same(12, 14) || frame[14]>>4 != 6 || !same(20, 21) || frame[21] <= 1 || !same(22, 54) {
+				continue
+			}
+			want[21]--
+		}
+		if !same(0, 6) {
+			continue
+		}
+		switch c.protocol {
+		case packets.ProtocolTCP:
+			if same(ports, ports+4) && frame[ports+13]&tcpSyn == 0 {
+				return want
+			}
+		case packets.ProtocolUDP:
+			if same(ports, ports+4) {
+				return want
+			}
+		default:
+			if same(ports, ports+1) && same(ports+4, ports+6) {
+				return want
+			}
+		}
+	}
+	return nil
 }
 
 // checkAll sends in through every program and returns its class, as tc is to see it.

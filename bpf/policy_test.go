@@ -3,6 +3,7 @@ package bpf_test
 import (
 	"errors"
 	"reflect"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -21,31 +22,41 @@ const (
 	skBuffIngressIfindex = 36
 )
 
-// newFilterRig loads the objects so that a test run can say whether the node itself made a packet: it
-// is 0 in the packet's mark, as a test run has no say in where the packet came in.
+// newFilterRig loads the objects so that a test run can say whether the node itself made a packet: see
+// markFromHost.
 func newFilterRig(t testing.TB) *rig {
 	t.Helper()
 	spec := loadSpec(t, haveFrags(t))
-	changed := 0
-	instructions := spec.Programs[bpf.DatapathProgTcIngress].Instructions
-	for i, ins := range instructions {
-		if i > 0 && ins.Symbol() != "" {
-			break // the next function
-		}
-		if ins.OpCode == asm.LoadMemOp(asm.Word) && ins.Offset == skBuffIngressIfindex {
-			instructions[i].Offset = skBuffMark
-			changed++
-		}
-	}
-	if changed != 1 {
-		t.Fatalf("%d instructions read where a packet came in, want 1", changed)
-	}
+	markFromHost(t, spec, bpf.DatapathProgTcIngress)
 	r := &rig{spec: spec}
 	if err := spec.LoadAndAssign(&r.DatapathObjects, nil); err != nil {
 		t.Fatalf("loading the objects: %+v", err)
 	}
 	t.Cleanup(func() { r.Close() })
 	return r
+}
+
+// markFromHost makes a program read from a packet's mark, and not where it came in, whether the node
+// itself made it: then it is 0. A test run has no say in where the packet came in.
+func markFromHost(t testing.TB, spec *ebpf.CollectionSpec, program string) {
+	t.Helper()
+	changed := 0
+	instructions := spec.Programs[program].Instructions
+	for i, ins := range instructions {
+		if i > 0 && ins.Symbol() != "" {
+			break // the next function
+		}
+		// other structs have something there, too
+		line := ins.Source()
+		if ins.OpCode == asm.LoadMemOp(asm.Word) && ins.Offset == skBuffIngressIfindex &&
+			line != nil && strings.Contains(line.String(), "ingress_ifindex") {
+			instructions[i].Offset = skBuffMark
+			changed++
+		}
+	}
+	if changed != 1 {
+		t.Fatalf("%d instructions of %s read where a packet came in, want 1", changed, program)
+	}
 }
 
 // policyMaps are the inner maps of one policy.

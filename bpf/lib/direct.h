@@ -75,7 +75,7 @@ static __always_inline bool direct_known(const struct direct_flow *flow, __u8 pr
 		__u32 answerer = !flow->opener;
 
 		return flow->syn_sent == flow->syn_delivered && flow->delivered[flow->opener & 1] &&
-		       flow->delivered[answerer];
+		       flow->sent[answerer] && flow->delivered[answerer];
 	}
 	return !flow->tainted && flow->delivered[DIRECT_LOW] && flow->delivered[DIRECT_HIGH] &&
 	       flow->sent[DIRECT_LOW] == flow->delivered[DIRECT_LOW] &&

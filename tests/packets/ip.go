@@ -41,6 +41,7 @@ type IPv4 struct {
 	Version  *uint8
 	IHL      *uint8
 	TotalLen *uint16
+	TTL      *uint8 // default: 64
 	Protocol *uint8 // default: that of the next layer
 }
 
@@ -64,7 +65,7 @@ func (ip IPv4) marshal(payload []byte, at position) []byte {
 	binary.BigEndian.PutUint16(header[2:], or(ip.TotalLen, uint16(size+len(payload))))
 	binary.BigEndian.PutUint16(header[4:], ip.ID)
 	binary.BigEndian.PutUint16(header[6:], fragment)
-	header[8] = 64
+	header[8] = or(ip.TTL, 64)
 	header[9] = protocol(ip.Protocol, at.next)
 	header = append(header, src[:]...)
 	header = append(header, dst[:]...)

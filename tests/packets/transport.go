@@ -17,6 +17,7 @@ type TCP struct {
 	Options          []byte // padded to a multiple of 4
 
 	Ports      *Ports // in the place of the ports above, for those that are 0
+	Seq        *uint32
 	Flags      *uint8 // default: ACK
 	DataOffset *uint8 // in units of 4 bytes
 }
@@ -26,7 +27,8 @@ func (TCP) ipProtocol() uint8 { return ProtocolTCP }
 func (t TCP) marshal(payload []byte, at position) []byte {
 	options := padTo(t.Options, 0, 4)
 	segment := ports(t.SrcPort, t.DstPort, t.Ports)
-	segment = append(segment, 0, 0, 0, 1, 0, 0, 0, 1) // sequence numbers
+	segment = binary.BigEndian.AppendUint32(segment, or(t.Seq, 1))
+	segment = append(segment, 0, 0, 0, 1) // acknowledgement number
 	segment = append(segment, or(t.DataOffset, uint8((20+len(options))/4))<<4, or(t.Flags, 0x10))
 	segment = append(segment, 0xff, 0xff, 0, 0, 0, 0) // window, checksum, urgent pointer
 	segment = append(append(segment, options...), payload...)

@@ -13,10 +13,12 @@ import (
 
 // VethOptions says what [MakeVeth] is to make. The zero value is a veth as container runtimes have it.
 type VethOptions struct {
-	HostName                string       // a random name if empty
-	Queues                  int          // of each end, each way; 1 if zero
-	MTU                     int          // the kernel's choice if zero
-	HostAddress, PodAddress netip.Prefix // none if zero
+	HostName                string           // a random name if empty
+	Queues                  int              // of each end, each way; 1 if zero
+	MTU                     int              // the kernel's choice if zero
+	HostIndex               int              // the host end's interface index; the kernel's choice if zero
+	PodMAC                  net.HardwareAddr // the kernel's choice if nil
+	HostAddress, PodAddress netip.Prefix     // none if zero
 }
 
 // Veth is what a test needs to know of a veth.
@@ -45,13 +47,14 @@ func makeVeth(ctx context.Context, node Place, pod *Pod, o VethOptions) (*Veth, 
 	err := node.Do(func() error {
 		return netlink.LinkAdd(&netlink.Veth{
 			LinkAttrs: netlink.LinkAttrs{
-				Name: o.HostName, MTU: o.MTU, TxQLen: -1, NumTxQueues: queues, NumRxQueues: queues,
+				Name: o.HostName, Index: o.HostIndex, MTU: o.MTU, TxQLen: -1, NumTxQueues: queues, NumRxQueues: queues,
 			},
-			PeerName:        pod.IfName,
-			PeerNamespace:   netlink.NsFd(pod.ns.Fd()),
-			PeerMTU:         uint32(o.MTU),
-			PeerNumTxQueues: uint32(queues),
-			PeerNumRxQueues: uint32(queues),
+			PeerName:         pod.IfName,
+			PeerNamespace:    netlink.NsFd(pod.ns.Fd()),
+			PeerMTU:          uint32(o.MTU),
+			PeerHardwareAddr: o.PodMAC,
+			PeerNumTxQueues:  uint32(queues),
+			PeerNumRxQueues:  uint32(queues),
 		})
 	})
 	if err != nil {

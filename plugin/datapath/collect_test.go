@@ -50,8 +50,7 @@ func (r *rig) deleteVeth(name string) {
 func TestCollect(t *testing.T) {
 	for _, v := range variants {
 		t.Run(v.name, func(t *testing.T) {
-			r := newRig(t, v.mode, vethDefault)
-			r.features = v.features
+			r := newVariantRig(t, v, vethDefault)
 			before := r.node.Tree()
 			_, _, second := r.newPod("second", v.mode, vethDefault)
 			_, staleVeth, stale := r.newPod("stale", v.mode, vethDefault)

@@ -17,8 +17,12 @@ import (
 // are now; nothing if they can.
 func (d *Datapath) unfit(m *Meta) ([]string, error) {
 	host, err := hostOf(m)
+	if err != nil {
+		return nil, err
+	}
 	if host == nil {
-		return nil, err // it is going
+		// the kernel takes it out of the DEVMAPs, but bpf_redirect_peer() drops what is for it
+		return []string{m.HostName + " is gone"}, nil
 	}
 	tcx, err := d.hasTCX()
 	if err != nil {

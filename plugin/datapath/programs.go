@@ -122,6 +122,9 @@ func (d *Datapath) loadProgram(n *node, spec *ebpf.CollectionSpec, c composition
 			return nil, err
 		}
 		defer m.Close()
+		if redirectPins[name] != nil {
+			spec.Maps[name].MaxEntries = m.MaxEntries() // as the first pod with redirect said
+		}
 		shared[name] = m
 	}
 	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: shared})

@@ -50,6 +50,9 @@ type rig struct {
 	opts datapath.AttachOptions
 	// features of the kernel as the datapath is told; nil: as they are
 	features *datapath.Features
+	// redirect of pods to come
+	redirect *datapath.Redirect
+	pods     byte
 }
 
 func newRig(t *testing.T, mode datapath.Mode, veth tests.VethOptions, options ...tests.NodeOption) *rig {
@@ -63,6 +66,7 @@ func newRig(t *testing.T, mode datapath.Mode, veth tests.VethOptions, options ..
 
 func (r *rig) newPod(name string, mode datapath.Mode, options tests.VethOptions) (*tests.Pod, *tests.Veth, datapath.AttachOptions) {
 	r.t.Helper()
+	r.pods++
 	pod := tests.MustPod(r.t, r.node, name)
 	veth, err := tests.MakeVeth(r.t.Context(), r.node, pod, options)
 	if err != nil {
@@ -73,8 +77,11 @@ func (r *rig) newPod(name string, mode datapath.Mode, options tests.VethOptions)
 		PodNamespace: "default", PodName: name, PodUID: "uid-1",
 		HostName: veth.HostName, HostIndex: veth.HostIndex, PodIndex: veth.PodIndex, PodMAC: veth.PodMAC,
 		PodTxQueues: max(options.Queues, 1),
-		Addresses:   []netip.Prefix{netip.MustParsePrefix("10.0.0.2/24"), netip.MustParsePrefix("fd00::2/64")},
-		Mode:        mode, Peers: 64,
+		Addresses: []netip.Prefix{
+			netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, 0, 1 + r.pods}), 24),
+			netip.PrefixFrom(netip.AddrFrom16([16]byte{0: 0xfd, 15: 1 + r.pods}), 64),
+		},
+		Mode: mode, Peers: 64, PodMTU: 1500, Redirect: r.redirect,
 	}
 }
 
@@ -196,11 +203,13 @@ type world struct {
 	tree    []string
 	objects tests.Snapshot
 	host    hostState
+	pod     podState
+	direct  []string
 }
 
 func (r *rig) world() world {
 	r.t.Helper()
-	return world{r.node.Tree(), tests.MustObjects(r.t), r.hostState(r.veth.HostName)}
+	return world{r.node.Tree(), tests.MustObjects(r.t), r.hostState(r.veth.HostName), r.podState(), r.directEntries()}
 }
 
 func (r *rig) expectUnchanged(before world) {
@@ -211,27 +220,32 @@ func (r *rig) expectUnchanged(before world) {
 	if after := r.hostState(r.veth.HostName); !before.host.equal(after) {
 		r.t.Errorf("the host end was %+v and is %+v", before.host, after)
 	}
+	expectSame(r.t, "the pod's end", before.pod, r.podState())
+	expectSame(r.t, "the entries for redirect", before.direct, r.directEntries())
 	if err := tests.WaitNoNew(context.Background(), before.objects, settle); err != nil {
 		r.t.Error(err)
 	}
 }
 
-// variant is a mode and a kernel that attachments differ by, and whether they have a filter.
+// variant is a mode and a kernel that attachments differ by, and whether they have a filter and redirect.
 type variant struct {
 	name     string
 	mode     datapath.Mode
 	features *datapath.Features
 	filter   bool
+	redirect bool
 }
 
 var variants = []variant{
-	{"generic", datapath.ModeGeneric, nil, false},
-	{"native", datapath.ModeNative, nil, false},
-	{"tcx", datapath.ModeTCX, nil, false},
-	{"generic with clsact", datapath.ModeGeneric, &datapath.Features{XDPFrags: true}, false},
-	{"native without frags, with clsact", datapath.ModeNative, &datapath.Features{}, true},
-	{"clsact", datapath.ModeTCX, &datapath.Features{}, false},
-	{"generic with a filter", datapath.ModeGeneric, nil, true},
+	{"generic", datapath.ModeGeneric, nil, false, false},
+	{"native", datapath.ModeNative, nil, false, false},
+	{"tcx", datapath.ModeTCX, nil, false, false},
+	{"generic with clsact", datapath.ModeGeneric, &datapath.Features{XDPFrags: true}, false, false},
+	{"native without frags, with clsact", datapath.ModeNative, &datapath.Features{}, true, false},
+	{"clsact", datapath.ModeTCX, &datapath.Features{}, false, false},
+	{"generic with a filter", datapath.ModeGeneric, nil, true, false},
+	{"native with redirect", datapath.ModeNative, nil, false, true},
+	{"tcx with redirect", datapath.ModeTCX, nil, true, true},
 }
 
 func newVariantRig(t *testing.T, v variant, veth tests.VethOptions) *rig {
@@ -240,6 +254,10 @@ func newVariantRig(t *testing.T, v variant, veth tests.VethOptions) *rig {
 	r.features = v.features
 	if v.filter {
 		r.opts.Policy = mustPolicy(t, someFilter)
+	}
+	if v.redirect {
+		r.redirect = someRedirect
+		r.opts.Redirect = someRedirect
 	}
 	return r
 }

@@ -3,6 +3,7 @@ package datapath_test
 import (
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"testing"
 
@@ -89,9 +90,15 @@ func TestIndexUsedAgain(t *testing.T) {
 				r.deleteVeth(r.veth.HostName)
 				second := r.opts
 				second.ContainerID, second.HostName = "second", "again0"
-				err := r.node.Do(func() error {
+				space, err := os.Open(r.pod.NetNS())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer space.Close()
+				err = r.node.Do(func() error {
 					err := netlink.LinkAdd(&netlink.Veth{
 						LinkAttrs: netlink.LinkAttrs{Name: second.HostName, Index: second.HostIndex, TxQLen: -1}, PeerName: "again1",
+						PeerNamespace: netlink.NsFd(int(space.Fd())),
 					})
 					if err != nil {
 						return err

@@ -59,19 +59,19 @@ func (r *filterRig) sub(name, filter string, test func(r *filterRig)) {
 	})
 }
 
-// newFilterRig makes a node with both pods.
-func newFilterRig(t *testing.T, c chain, filter string) *filterRig {
+// newFilterRig makes a node with both pods. Overrides are of our plugin's configuration.
+func newFilterRig(t *testing.T, c chain, filter string, overrides ...tests.Conf) *filterRig {
 	t.Helper()
 	n := start(t)
 	main := n.Bridge(tests.DualStack)
 	if c.shape == "ptp" {
 		main = n.PTP(tests.DualStack)
 	}
+	overrides = append([]tests.Conf{{"mode": c.mode, "capabilities": tests.Conf{"xdpFilter": true}}}, overrides...)
 	r := &filterRig{
 		Node: n, chain: c, t: t, want: decisions{},
-		network: tests.MustNetwork(t, n, tests.Conflist("net", "1.1.0", main,
-			n.XDP(tests.Conf{"mode": c.mode, "capabilities": tests.Conf{"xdpFilter": true}}))),
-		pod: tests.MustPod(t, n, "pod"), peer: tests.MustPod(t, n, "peer"),
+		network: tests.MustNetwork(t, n, tests.Conflist("net", "1.1.0", main, n.XDP(overrides...))),
+		pod:     tests.MustPod(t, n, "pod"), peer: tests.MustPod(t, n, "peer"),
 		datapath: newDatapath(n),
 	}
 	tests.MustAdd(t, r.network, r.pod, xdpFilter(filter))

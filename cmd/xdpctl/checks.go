@@ -42,7 +42,9 @@ func judge(f *facts) []check {
 	checks = append(checks, f.checkProgramTypes(), f.checkLinks(), f.checkTCX(), f.checkFrags(), f.checkJIT(),
 		f.checkBPFFS(), f.checkLayout(), f.checkNode(), f.checkReady())
 	checks = append(checks, f.checkAttachments()...)
-	return append(checks, f.checkFilters(), f.checkStale(), f.checkLeases())
+	checks = append(checks, f.checkFilters())
+	checks = append(checks, f.checkRedirect()...)
+	return append(checks, f.checkStale(), f.checkLeases())
 }
 
 func (f *facts) checkPrivileges() check {

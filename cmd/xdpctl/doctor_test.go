@@ -4,10 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/xdp-cni/xdp-cni/conf"
+	"github.com/xdp-cni/xdp-cni/internal/firewall"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
 )
 
@@ -64,6 +67,21 @@ rule "b" (rules[1]): never decides: rule "a" (rules[0]) comes before it and matc
 		{"leases", func(*facts) {}, "leases", statusOK, "3 in 1 networks"},
 		{"leases unreadable", func(f *facts) { f.leases.err = broken }, "leases", statusFail, "broken"},
 		{"not leased", func(f *facts) { f.leases.wrong = []string{"demo/server has 10.88.0.3"} }, "leases", statusFail, "demo/server has 10.88.0.3"},
+		{"redirect", withRedirect(nil), "redirect", statusOK, "in force for 3 of 3"},
+		{"redirect unreadable", func(f *facts) { f.redirect.err = broken }, "redirect", statusFail, "broken"},
+		{"not in force", func(f *facts) { f.redirect.endpoints = sampleEndpoints() }, "redirect", statusWarn, "10.88.0.10 of 77bb00000000: redirect is turned off for the pod: GRO is off"},
+		{"addresses", withRedirect(func(r *redirectFacts) { r.endpoints.Entered, r.endpoints.MaxEndpoints = 9, 10 }), "redirect", statusWarn, "maxEndpoints"},
+		{"rules unreadable", withRedirect(func(r *redirectFacts) { r.rulesErr = broken }), "host firewall", statusWarn, "broken"},
+		{"no rules", withRedirect(nil), "forward rules", statusOK, "none"},
+		{"forward", withRedirect(func(r *redirectFacts) { r.forward = []string{"chain x"} }), "forward rules", statusWarn, "chain x"},
+		{"forward, legacy", withRedirect(func(r *redirectFacts) { r.legacy = []firewall.Legacy{{Family: "ip6", Table: "filter", Forward: true}} }), "forward rules", statusWarn, "table ip6 filter"},
+		{"empty legacy", withRedirect(func(r *redirectFacts) { r.legacy = []firewall.Legacy{{Family: "ip6", Table: "filter"}} }), "forward rules", statusOK, "none"},
+		{"no INVALID", withRedirect(nil), "INVALID", statusOK, "no rule"},
+		{"INVALID", withRedirect(func(r *redirectFacts) { r.invalid = []string{"rule x"} }), "INVALID", statusWarn, "rule x"},
+		{"INVALID, liberal", withRedirect(func(r *redirectFacts) { r.invalid, r.liberal = []string{"rule x"}, true }), "INVALID", statusOK, "be_liberal is 1"},
+		{"no masquerade", withRedirect(nil), "masquerade", statusOK, "no rule"},
+		{"masquerade", withRedirect(func(r *redirectFacts) { r.masquerades = []string{"rule x"} }), "masquerade", statusWarn, "rule x"},
+		{"masquerade, legacy", withRedirect(func(r *redirectFacts) { r.legacy = []firewall.Legacy{{Family: "ip", Table: "nat", Postrouting: true}} }), "masquerade", statusWarn, "table ip nat"},
 		{"killed", func(f *facts) { f.abandoned = []string{"x"} }, "stale", statusWarn, "killed"},
 	} {
 		f := goodFacts()
@@ -77,6 +95,62 @@ rule "b" (rules[1]): never decides: rule "a" (rules[0]) comes before it and matc
 		if !found {
 			t.Errorf("%s: no check %s %s with %q in %v", test.name, test.check, test.status, test.want, judge(f))
 		}
+	}
+}
+
+// withRedirect makes redirect in force for some pods, and changes what is known of it.
+func withRedirect(change func(*redirectFacts)) func(*facts) {
+	return func(f *facts) {
+		f.redirect.endpoints = sampleEndpoints()
+		f.redirect.endpoints.List = slices.DeleteFunc(f.redirect.endpoints.List, func(e datapath.Endpoint) bool {
+			return e.State != datapath.EndpointInForce
+		})
+		if change != nil {
+			change(&f.redirect)
+		}
+	}
+}
+
+// TestNoRedirect: of what no pod has, doctor says nothing.
+func TestNoRedirect(t *testing.T) {
+	for _, c := range judge(goodFacts()) {
+		if slices.Contains([]string{"redirect", "host firewall", "forward rules", "INVALID", "masquerade"}, c.Name) {
+			t.Errorf("%+v", c)
+		}
+	}
+}
+
+// TestFirewallPairs: each pod is a sender, to one of its network, and to one that it has no bridge in common with.
+func TestFirewallPairs(t *testing.T) {
+	if pairs := firewallPairs(&datapath.Endpoints{}); len(pairs) != 0 {
+		t.Errorf("%v", pairs)
+	}
+	endpoint := func(address, network string, bridge int) datapath.Endpoint {
+		return datapath.Endpoint{
+			Address: netip.MustParseAddr(address), State: datapath.EndpointInForce, HostIndex: 7, Bridge: bridge, BridgeName: "cni0",
+			Attachment: &datapath.Attachment{Meta: &datapath.Meta{Network: network, HostName: "veth7"}},
+		}
+	}
+	all := &datapath.Endpoints{List: []datapath.Endpoint{
+		endpoint("10.0.0.1", "a", 5), endpoint("10.0.0.2", "a", 5), endpoint("10.0.0.3", "a", 0),
+		endpoint("10.0.0.4", "b", 0), endpoint("fd00::1", "a", 5), endpoint("fd00::2", "a", 5),
+	}}
+	var have []string
+	for _, p := range firewallPairs(all) {
+		have = append(have, fmt.Sprintf("%s>%s %s>%s %v", p.Source, p.Destination, p.In.Name, p.Out.Name, p.Bridged))
+	}
+	want := []string{
+		"10.0.0.1>10.0.0.2 cni0>cni0 true", "10.0.0.1>10.0.0.3 cni0>veth7 false", "10.0.0.2>10.0.0.3 cni0>veth7 false",
+		"10.0.0.3>10.0.0.1 veth7>cni0 false", "fd00::1>fd00::2 cni0>cni0 true", "fd00::2>fd00::1 cni0>cni0 true",
+	}
+	if !slices.Equal(have, want) {
+		t.Errorf("%s, want\n%s", strings.Join(have, "\n"), strings.Join(want, "\n"))
+	}
+	for i := range 1000 {
+		all.List = append(all.List, endpoint(fmt.Sprintf("10.1.%d.%d", i/256, i%256), "a", 5))
+	}
+	if n := len(firewallPairs(all)); n != mostPairs {
+		t.Errorf("%d pairs, want %d", n, mostPairs)
 	}
 }
 

@@ -33,14 +33,19 @@ type fakeNode struct {
 	// follow plays drops.
 	follow func(ctx context.Context, with func(datapath.DropEvent) error) error
 	in     string
-	mu     sync.Mutex // of what may be replaced at once
+	// What is known of redirect; ways are by destination.
+	endpoints *datapath.Endpoints
+	ways      map[string]*datapath.Way
+	flows     []datapath.DirectFlow
+	asked     []datapath.Packet
+	mu        sync.Mutex // of what may be replaced at once
 }
 
 // newFakeNode has the made-up attachments; those of demo/client and demo/server have the sample filter.
 func newFakeNode(t *testing.T) *fakeNode {
 	n := &fakeNode{
 		T: t, bpffs: t.TempDir(), policies: map[string]*datapath.PolicyState{}, stats: map[string]*datapath.Stats{},
-		fail: map[string]error{},
+		fail: map[string]error{}, endpoints: sampleEndpoints(), ways: map[string]*datapath.Way{}, flows: sampleFlows(),
 	}
 	n.root = pins.NewRoot(n.bpffs)
 	for _, a := range sampleAttachments() {
@@ -134,6 +139,26 @@ func (n *fakeNode) FollowDrops(ctx context.Context, with func(datapath.DropEvent
 	return n.follow(ctx, with)
 }
 
+func (n *fakeNode) Endpoints() (*datapath.Endpoints, error) { return n.endpoints, n.fail["endpoints"] }
+
+func (n *fakeNode) Way(a datapath.Attachment, p datapath.Packet) (*datapath.Way, error) {
+	n.asked = append(n.asked, p)
+	if way, ok := n.ways[p.Destination.Addr().String()]; ok {
+		return way, nil
+	}
+	return &datapath.Way{}, n.gone(a)
+}
+
+func (n *fakeNode) DirectFlows(a datapath.Attachment, source, destination netip.Addr) ([]datapath.DirectFlow, error) {
+	var flows []datapath.DirectFlow
+	for _, f := range n.flows {
+		if f.Source.Addr() == source && f.Destination.Addr() == destination {
+			flows = append(flows, f)
+		}
+	}
+	return flows, n.gone(a)
+}
+
 // replaced returns the host ends whose policies were replaced.
 func (n *fakeNode) replaced() string {
 	var hosts []string
@@ -150,6 +175,7 @@ func (n *fakeNode) xdpctl(ctx context.Context, args ...string) (status int, stdo
 	var out, err bytes.Buffer
 	o := newOptions(streams{in: strings.NewReader(n.in), out: &out, err: &err})
 	o.filters = func() filters { return n }
+	o.redirects = func() redirects { return n }
 	o.nodeAddresses = func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("10.88.0.1")}, nil }
 	status = o.run(ctx, append(args, "--bpffs", n.bpffs))
 	return status, out.String(), err.String()

@@ -57,6 +57,7 @@ func TestGolden(t *testing.T) {
 	shown := newFilterReport(list[1].Meta, sampleInForce(t), sampleReadings()[0].stats)
 	drops := []dropsReport{newDropsReport(list[1].Meta, sampleInForce(t), sampleReadings()[0].stats), newDropsReport(list[0].Meta, nil, &datapath.Stats{})}
 	tested := sampleTest(t)
+	endpoints := newEndpointsReport(sampleEndpoints(), nil, false)
 	applied := sampleApply(t)
 	version := versionReport{Release: "v0.1.0", Layout: pins.Version, BPFFS: "/sys/fs/bpf/xdp-cni", Node: newNodeReport(sampleNode())}
 	for _, result := range []struct {
@@ -77,9 +78,11 @@ func TestGolden(t *testing.T) {
 		{"filter-show-none", none, func(s style) string { return filterTable(&none, s, now) }, nil},
 		{"filter-test", tested, func(style) string { return tryText(tested) }, nil},
 		{"filter-apply", applied, func(style) string { return applyText(applied) }, nil},
+		{"endpoints", endpoints, func(s style) string { return endpointsText(endpoints, s) }, []format{formatWide}},
 		{"drops", drops, func(s style) string { return dropsText(drops, s, now) }, nil},
 		{"version", version, func(style) string { return versionText(&version, true, now) }, nil},
 		{"doctor", newDoctorReport(goodFacts()), func(style) string { return doctorText(newDoctorReport(goodFacts())) }, nil},
+		{"doctor-redirect", newDoctorReport(redirectingFacts()), func(style) string { return doctorText(newDoctorReport(redirectingFacts())) }, nil},
 		{"doctor-bad", newDoctorReport(badFacts()), func(style) string { return doctorText(newDoctorReport(badFacts())) }, nil},
 	} {
 		for _, as := range append([]format{formatTable, formatJSON}, result.more...) {
@@ -118,7 +121,7 @@ func TestFollowGolden(t *testing.T) {
 
 // TestHelpGolden has the help of the commands about filters, and of those that show them.
 func TestHelpGolden(t *testing.T) {
-	for _, command := range []string{"", "stats", "pods", "drops", "filter", "filter show", "filter apply", "filter test"} {
+	for _, command := range []string{"", "stats", "pods", "drops", "endpoints", "trace", "filter", "filter show", "filter apply", "filter test"} {
 		status, stdout, stderr := xdpctl(t.Context(), append(strings.Fields(command), "--help")...)
 		if status != 0 || stderr != "" {
 			t.Errorf("%s: status %d, %q", command, status, stderr)
@@ -135,7 +138,8 @@ func TestEmptyIsNoNull(t *testing.T) {
 		newPeersReport(none, nil, 0), newGCReport(false, nil), newNodeReport(&datapath.NodeInfo{}),
 		newDropsReport(none, nil, &datapath.Stats{}), newFilterReport(none, &inForce{Filter: &conf.Filter{}}, &datapath.Stats{}),
 		applyReport{Warnings: []conf.Warning{}, Pods: []appliedTo{{attachment: newAttachment(none), Changes: diffFilters(&conf.Filter{}, &conf.Filter{})}}},
-		newDoctorReport(&facts{privileges: os.ErrPermission}),
+		newDoctorReport(&facts{privileges: os.ErrPermission}), newEndpointsReport(&datapath.Endpoints{}, nil, false),
+		newEndpointReport(&datapath.Endpoint{}),
 	} {
 		text, err := json.Marshal(result)
 		if err != nil {
@@ -233,7 +237,7 @@ func fieldPaths(value any, path string, to map[string]bool) {
 	switch value := value.(type) {
 	case []any:
 		for _, element := range value {
-			if path == "" || path == "removed" || path == "pods" || path == "imported" || path == "skipped" {
+			if path == "" || path == "removed" || path == "endpoints" || path == "pods" || path == "imported" || path == "skipped" {
 				fieldPaths(element, "", to) // one of several attachments or leases
 			} else {
 				fieldPaths(element, path+"[]", to)

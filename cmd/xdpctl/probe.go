@@ -47,6 +47,7 @@ type facts struct {
 	attachmentErr error
 	abandoned     []string // in staging, for longer than an operation takes
 	leases        leaseFacts
+	redirect      redirectFacts
 }
 
 type attachmentFacts struct {
@@ -82,6 +83,9 @@ func gather(ctx context.Context, d *datapath.Datapath) *facts {
 	f.ready = d.Ready(datapath.ReadyOptions{Mode: datapath.ModeGeneric})
 	f.probeAttachments(ctx, d)
 	f.leases = probeLeases(d.Root, f.attachments)
+	if f.node != nil && f.node.Here {
+		f.redirect = probeRedirect(d)
+	}
 	return f
 }
 

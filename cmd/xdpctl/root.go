@@ -39,8 +39,9 @@ type options struct {
 	format format
 	exact  bool
 
-	// The node, as the commands about filters see it; tests have another.
+	// The node, as the commands about filters and about redirect see it; tests have another.
 	filters       func() filters
+	redirects     func() redirects
 	nodeAddresses func() ([]netip.Addr, error)
 }
 
@@ -52,6 +53,7 @@ func run(ctx context.Context, s streams, args []string) int {
 func newOptions(s streams) *options {
 	o := &options{streams: s, format: formatTable, nodeAddresses: nodeAddresses}
 	o.filters = func() filters { return o.datapath() }
+	o.redirects = func() redirects { return o.datapath() }
 	return o
 }
 
@@ -148,7 +150,8 @@ func newRootCommand(o *options) *cobra.Command {
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formatNames(), cobra.ShellCompDirectiveNoFileComp))
 
 	root.AddCommand(newPodsCommand(o), newStatsCommand(o), newPeersCommand(o),
-		newFilterCommand(o), newDropsCommand(o), newIPAMCommand(o), newDoctorCommand(o), newGCCommand(o), newVersionCommand(o))
+		newFilterCommand(o), newDropsCommand(o), newEndpointsCommand(o), newTraceCommand(o), newIPAMCommand(o),
+		newDoctorCommand(o), newGCCommand(o), newVersionCommand(o))
 	return root
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/xdp-cni/xdp-cni/bpf"
 	"github.com/xdp-cni/xdp-cni/conf"
+	"github.com/xdp-cni/xdp-cni/internal/firewall"
 	"github.com/xdp-cni/xdp-cni/ipam/leases"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
 )
@@ -70,8 +71,9 @@ func sampleReadings() []reading {
 	busy := &datapath.Stats{
 		Egress: datapath.DirectionStats{
 			Verdicts: [bpf.DatapathVerdictVERDICTS]datapath.Counter{
-				bpf.DatapathVerdictVERDICT_PASS: {Packets: 123_456, Bytes: 98_765_432},
-				bpf.DatapathVerdictVERDICT_DROP: {Packets: 7, Bytes: 700},
+				bpf.DatapathVerdictVERDICT_PASS:     {Packets: 120_456, Bytes: 98_000_000},
+				bpf.DatapathVerdictVERDICT_DROP:     {Packets: 7, Bytes: 700},
+				bpf.DatapathVerdictVERDICT_REDIRECT: {Packets: 3_000, Bytes: 765_432},
 			},
 			Protocols: [bpf.DatapathProtocolPROTOCOLS]datapath.Counter{
 				bpf.DatapathProtocolPROTOCOL_TCP:    {Packets: 120_000, Bytes: 98_000_000},
@@ -92,8 +94,7 @@ func sampleReadings() []reading {
 		},
 		Ingress: datapath.DirectionStats{
 			Verdicts: [bpf.DatapathVerdictVERDICTS]datapath.Counter{
-				bpf.DatapathVerdictVERDICT_PASS:     {Packets: 999, Bytes: 1023},
-				bpf.DatapathVerdictVERDICT_REDIRECT: {Packets: 1, Bytes: 1},
+				bpf.DatapathVerdictVERDICT_PASS: {Packets: 1000, Bytes: 1024},
 			},
 			Protocols: [bpf.DatapathProtocolPROTOCOLS]datapath.Counter{
 				bpf.DatapathProtocolPROTOCOL_OTHER: {Packets: 1000, Bytes: 1024},
@@ -153,6 +154,59 @@ func sampleNetworks() []networkReport {
 	}
 }
 
+// sampleEndpoints are addresses in each state.
+func sampleEndpoints() *datapath.Endpoints {
+	list := sampleAttachments()
+	podman, client, storage, server := &list[0], &list[1], &list[2], &list[3]
+	entered := func(address string, of *datapath.Attachment, bridge int, state datapath.EndpointState, unfit ...string) datapath.Endpoint {
+		e := datapath.Endpoint{
+			Address: netip.MustParseAddr(address), State: state, Unfit: unfit, Attachment: of, HostIndex: 20,
+			PodMAC: []byte{2, 0, 0, 0, 0, 9}, RouterMAC: []byte{2, 0, 0, 0, 1, 1}, MTU: 1500, Bridge: bridge, Mode: datapath.ModeTCX,
+		}
+		if bridge != 0 {
+			e.BridgeName = "cni0"
+		}
+		if of != nil {
+			e.HostIndex, e.PodMAC, e.Mode = of.Meta.HostIndex, of.Meta.PodMAC, of.Meta.Mode
+			e.TakesFrames = of.Meta.Mode == datapath.ModeNative
+		}
+		return e
+	}
+	shared := entered("192.0.2.2", storage, 0, datapath.EndpointInForce)
+	shared.AcrossNetworks = true
+	return &datapath.Endpoints{
+		Entered: 6, MaxEndpoints: 8192, Flows: 2, MaxFlows: 16384,
+		List: []datapath.Endpoint{
+			entered("10.88.0.2", client, 5, datapath.EndpointInForce),
+			entered("10.88.0.3", server, 5, datapath.EndpointInForce),
+			entered("10.88.0.9", nil, 0, datapath.EndpointStale),
+			entered("10.88.0.10", podman, 0, datapath.EndpointOff, "GRO is off", "it has no XDP program"),
+			shared,
+			entered("198.51.100.1", podman, 0, datapath.EndpointOff),
+			{Address: netip.MustParseAddr("fd00::2"), State: datapath.EndpointMissing, Attachment: client, HostIndex: 10, Mode: datapath.ModeTCX},
+		},
+	}
+}
+
+// sampleFlows are what is known of flows from demo/client to demo/server.
+func sampleFlows() []datapath.DirectFlow {
+	flow := func(protocol uint8, source, destination string, state datapath.FlowState, counts ...uint32) datapath.DirectFlow {
+		f := datapath.DirectFlow{
+			Source: netip.MustParseAddrPort(source), Destination: netip.MustParseAddrPort(destination), Protocol: protocol, State: state,
+			Sent: counts[0], Delivered: counts[1], AnswersSent: counts[2], AnswersDelivered: counts[3],
+		}
+		if protocol != 6 {
+			f.Seen = made
+		}
+		return f
+	}
+	return []datapath.DirectFlow{
+		flow(6, "10.88.0.2:40000", "10.88.0.3:9100", datapath.FlowKnown, 1, 1, 1, 1),
+		flow(6, "10.88.0.2:40001", "10.88.0.3:9100", datapath.FlowOneEnd, 1, 0, 0, 0),
+		flow(17, "10.88.0.2:40000", "10.88.0.3:53", datapath.FlowUnanswered, 7, 7, 0, 0),
+	}
+}
+
 // goodFacts are those of a node where all is well.
 func goodFacts() *facts {
 	f := &facts{
@@ -164,6 +218,19 @@ func goodFacts() *facts {
 		f.attachments = append(f.attachments, attachmentFacts{Attachment: a})
 	}
 	f.attachments[3].filter = &conf.Filter{}
+	return f
+}
+
+// redirectingFacts are those of a node with redirect and a firewall.
+func redirectingFacts() *facts {
+	f := goodFacts()
+	f.redirect = redirectFacts{
+		endpoints:   sampleEndpoints(),
+		forward:     []string{"chain ip filter FORWARD: policy drop, 3 rules"},
+		invalid:     []string{"chain ip filter KUBE-FORWARD, rule with handle 12"},
+		masquerades: []string{"chain ip nat POSTROUTING, rule with handle 7"},
+		legacy:      []firewall.Legacy{{Family: "ip", Table: "filter", Forward: true}, {Family: "ip", Table: "nat", Postrouting: true}},
+	}
 	return f
 }
 

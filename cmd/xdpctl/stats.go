@@ -15,8 +15,9 @@ import (
 
 const statsHelp = `Show what was counted for each attachment since it was made.
 
-EGRESS is what the pod sent, INGRESS what came for it. BYTES are those of whole frames. DROPPED
-packets were dropped or aborted, BROKEN ones are truncated or malformed; both of both directions.
+EGRESS is what the pod sent, INGRESS what came for it. BYTES are those of whole frames. DIRECT packets, of
+those that it sent, were handed to another pod of the node without its stack; that one has them in INGRESS.
+DROPPED packets were dropped or aborted, BROKEN ones are truncated or malformed; both of both directions.
 -o wide adds what the packets were, in packets: by verdict, by protocol, by kind, and by why a filter
 dropped them.
 
@@ -144,7 +145,7 @@ func statsTable(reports []statsReport, s style) string {
 	t := table{columns: text("POD", "HOST END", "MODE")}
 	t.columns = append(t.columns, number("EGRESS", counted...)...)
 	t.columns = append(t.columns, number("INGRESS", counted...)...)
-	t.columns = append(t.columns, number("", "DROPPED", "BROKEN")...)
+	t.columns = append(t.columns, number("", "DIRECT", "DROPPED", "BROKEN")...)
 	if s.wide {
 		t.columns = append(t.columns, newColumns("EGRESS", false, []string{"VERDICTS", "PROTOCOLS", "KINDS", "DROPS"})...)
 		t.columns = append(t.columns, newColumns("INGRESS", false, []string{"VERDICTS", "PROTOCOLS", "KINDS", "DROPS"})...)
@@ -168,7 +169,7 @@ func statsRow(r *statsReport, s style) []string {
 	if r.Rates != nil {
 		speed(r.Rates.Ingress)
 	}
-	row = append(row, s.packets(dropped(r.Egress)+dropped(r.Ingress)),
+	row = append(row, s.packets(r.Egress.of("redirect").Packets), s.packets(dropped(r.Egress)+dropped(r.Ingress)),
 		s.packets(broken(r.Kinds.Egress)+broken(r.Kinds.Ingress)))
 	if !s.wide {
 		return row

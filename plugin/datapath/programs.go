@@ -126,6 +126,8 @@ func (d *Datapath) loadProgram(n *node, spec *ebpf.CollectionSpec, c composition
 			spec.Maps[name].MaxEntries = m.MaxEntries() // as the first pod with redirect said
 		}
 		shared[name] = m
+		// some are made as large as the configuration says
+		spec.Maps[name].MaxEntries = m.MaxEntries()
 	}
 	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: shared})
 	if err != nil {

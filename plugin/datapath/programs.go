@@ -122,9 +122,6 @@ func (d *Datapath) loadProgram(n *node, spec *ebpf.CollectionSpec, c composition
 			return nil, err
 		}
 		defer m.Close()
-		if redirectPins[name] != nil {
-			spec.Maps[name].MaxEntries = m.MaxEntries() // as the first pod with redirect said
-		}
 		shared[name] = m
 		// some are made as large as the configuration says
 		spec.Maps[name].MaxEntries = m.MaxEntries()

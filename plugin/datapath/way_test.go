@@ -22,8 +22,8 @@ import (
 	"github.com/xdp-cni/xdp-cni/tests/priv"
 )
 
-// redirectRig is a node with pods of all modes, on two bridges and on none.
-type redirectRig struct {
+// wayRig is a node with pods of all modes, on two bridges and on none.
+type wayRig struct {
 	*rig
 	pods []datapath.AttachOptions
 	maps map[string]*ebpf.Map // of the node, that are open
@@ -32,10 +32,10 @@ type redirectRig struct {
 // bridges are the bridges of the node, by index.
 const bridges = 2
 
-func newRedirectRig(t *testing.T) *redirectRig {
+func newWayRig(t *testing.T) *wayRig {
 	t.Helper()
 	priv.Root(t)
-	r := &redirectRig{rig: &rig{t: t, node: tests.MustNode(t)}, maps: map[string]*ebpf.Map{}}
+	r := &wayRig{rig: &rig{t: t, node: tests.MustNode(t)}, maps: map[string]*ebpf.Map{}}
 	err := r.node.Do(func() error {
 		for i := range bridges {
 			bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: fmt.Sprintf("br%d", i)}}
@@ -52,7 +52,7 @@ func newRedirectRig(t *testing.T) *redirectRig {
 }
 
 // add attaches a pod, on a bridge unless that is "".
-func (r *redirectRig) add(mode datapath.Mode, bridge, network string, redirect *datapath.Redirect) datapath.AttachOptions {
+func (r *wayRig) add(mode datapath.Mode, bridge, network string, redirect *datapath.Redirect) datapath.AttachOptions {
 	r.t.Helper()
 	n := len(r.pods) + 1
 	_, veth, opts := r.newPod(fmt.Sprintf("pod%d", n), mode, vethDefault)
@@ -84,7 +84,7 @@ func (r *redirectRig) add(mode datapath.Mode, bridge, network string, redirect *
 }
 
 // pinned opens one of the node's maps.
-func (r *redirectRig) pinned(name string) *ebpf.Map {
+func (r *wayRig) pinned(name string) *ebpf.Map {
 	r.t.Helper()
 	if m := r.maps[name]; m != nil {
 		return m
@@ -99,7 +99,7 @@ func (r *redirectRig) pinned(name string) *ebpf.Map {
 }
 
 // attachment returns the attachment of a pod.
-func (r *redirectRig) attachment(opts datapath.AttachOptions) datapath.Attachment {
+func (r *wayRig) attachment(opts datapath.AttachOptions) datapath.Attachment {
 	r.t.Helper()
 	list, err := datapath.New(datapath.Options{Root: pins.NewRoot(r.node.BPFFS)}).List()
 	i := slices.IndexFunc(list, func(a datapath.Attachment) bool { return a.Meta.ContainerID == opts.ContainerID })
@@ -110,7 +110,7 @@ func (r *redirectRig) attachment(opts datapath.AttachOptions) datapath.Attachmen
 }
 
 // slotOf returns the slot of a pod, which has the one that its index names.
-func (r *redirectRig) slotOf(opts datapath.AttachOptions) (number uint32, slot bpf.DatapathSlot) {
+func (r *wayRig) slotOf(opts datapath.AttachOptions) (number uint32, slot bpf.DatapathSlot) {
 	r.t.Helper()
 	slots := r.pinned(bpf.DatapathMapSlots)
 	number = uint32(opts.HostIndex) & (slots.MaxEntries() - 1)
@@ -120,7 +120,7 @@ func (r *redirectRig) slotOf(opts datapath.AttachOptions) (number uint32, slot b
 	return number, slot
 }
 
-func (r *redirectRig) change(opts datapath.AttachOptions, change func(*bpf.DatapathSlot)) {
+func (r *wayRig) change(opts datapath.AttachOptions, change func(*bpf.DatapathSlot)) {
 	r.t.Helper()
 	number, slot := r.slotOf(opts)
 	change(&slot)
@@ -129,7 +129,7 @@ func (r *redirectRig) change(opts datapath.AttachOptions, change func(*bpf.Datap
 	}
 }
 
-func (r *redirectRig) endpoints() *datapath.Endpoints {
+func (r *wayRig) endpoints() *datapath.Endpoints {
 	r.t.Helper()
 	var all *datapath.Endpoints
 	err := r.do(func(d *datapath.Datapath) (err error) {
@@ -146,7 +146,7 @@ var sizes = datapath.Redirect{MaxEndpoints: 64, MaxFlows: 128}
 
 // TestEndpoints has an address in each state.
 func TestEndpoints(t *testing.T) {
-	r := newRedirectRig(t)
+	r := newWayRig(t)
 	if all := r.endpoints(); len(all.List) != 0 || all.MaxEndpoints != 0 {
 		t.Errorf("without a node: %+v", all)
 	}
@@ -232,7 +232,7 @@ func TestEndpoints(t *testing.T) {
 
 // wayProgram loads a program that returns what redirect_way() says of the packet in the CPU's view. It works
 // on the node's own maps.
-func wayProgram(r *redirectRig, slot uint32) *ebpf.Program {
+func wayProgram(r *wayRig, slot uint32) *ebpf.Program {
 	r.t.Helper()
 	spec, err := bpf.LoadDatapath()
 	if err != nil {
@@ -305,7 +305,7 @@ func port(number uint16) uint16 {
 
 // TestWay compares the ways of random packets, on random states of the node, with what the packet path says.
 func TestWay(t *testing.T) {
-	r := newRedirectRig(t)
+	r := newWayRig(t)
 	across := sizes
 	across.AcrossNetworks = true
 	r.add(datapath.ModeTCX, "br0", "net", &sizes)

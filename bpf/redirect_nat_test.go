@@ -36,7 +36,7 @@ func (c talk) rounds(t testing.TB, asked, got, answered, returned segment) {
 		c.gets(t, c.client, arrived(returned.as(answerFlags, sequence), c.client).frame())
 	}
 	exchange(tcpSyn, tcpSyn|tcpAck, 70)
-	for i := range uint32(4) {
+	for i := range uint32(2) {
 		exchange(tcpAck, tcpAck, 71+i)
 	}
 	exchange(tcpFin|tcpAck, tcpFin|tcpAck, 90)
@@ -44,7 +44,7 @@ func (c talk) rounds(t testing.TB, asked, got, answered, returned segment) {
 
 // TestRedirectTranslated: no packet of a translated flow goes directly, at neither end.
 func TestRedirectTranslated(t *testing.T) {
-	eachTalk(t, func(t *testing.T, c talk) {
+	someTalks(t, func(t *testing.T, c talk) {
 		ask, answer := c.ask(), c.answer()
 		behindRouters := c.client.endpoint.Segment == 0
 		routed := func(s segment, from *nodePod) segment {
@@ -142,10 +142,10 @@ func TestRedirectReused(t *testing.T) {
 			c.sends(t, c.server, answer.input(), byStack)
 		} else {
 			c.gets(t, c.server, arrived(ask, c.server).frame())
-			c.knows(t, &known{sent: [2]uint32{1, 1}, delivered: [2]uint32{2, 1}})
+			c.knows(t, &known{sent: [2]uint32{1, 1}, delivered: [2]uint32{2, 1}, tainted: true})
 			c.sends(t, c.server, answer.input(), byStack)
 			c.gets(t, c.client, arrived(returned, c.client).frame())
-			c.knows(t, &known{sent: [2]uint32{1, 2}, delivered: [2]uint32{2, 1}})
+			c.knows(t, &known{sent: [2]uint32{1, 2}, delivered: [2]uint32{2, 1}, tainted: true})
 			for range 3 { // some of this flow, too: it stays mixed
 				c.through(t, ask)
 				c.through(t, answer)
@@ -154,6 +154,54 @@ func TestRedirectReused(t *testing.T) {
 		}
 		c.learn2(t)
 		c.direct(t)
+	})
+}
+
+// TestRedirectSuspect: a flow goes by the stack until it has been silent once a packet came that was not sent under
+// its addresses, though as many came as were sent.
+func TestRedirectSuspect(t *testing.T) {
+	someTalks(t, func(t *testing.T, c talk) {
+		if c.protocol == packets.ProtocolTCP {
+			return
+		}
+		ask, answer := c.ask(), c.answer()
+		other := ask.withDestination(service[c.family], ask.destinationPort)
+		other.destinationMAC = c.client.endpoint.RouterMac
+		from := answer.withDestination(service[c.family], answer.destinationPort)
+		from.destinationMAC = c.server.endpoint.RouterMac
+		for _, test := range []struct {
+			name  string
+			first func(t *testing.T)
+		}{
+			{"before any was sent", func(t *testing.T) {
+				c.gets(t, c.server, arrived(ask, c.server).frame())
+				c.sends(t, c.client, ask.input(), byStack)
+			}},
+			{"of which the original was seen", func(t *testing.T) {
+				c.sends(t, c.client, ask.input(), byStack) // which is lost
+				c.sends(t, c.client, other.input(), byStack)
+				c.gets(t, c.server, arrived(ask, c.server).frame())
+			}},
+			{"the answer of which the original was seen", func(t *testing.T) {
+				c.through(t, ask)
+				c.sends(t, c.server, answer.input(), byStack)
+				c.sends(t, c.server, from.input(), byStack)
+				c.gets(t, c.client, arrived(answer, c.client).frame())
+			}},
+		} {
+			t.Run(test.name, func(t *testing.T) {
+						test.first(t)
+				for range 3 {
+					c.through(t, answer)
+					c.through(t, ask)
+				}
+				c.sends(t, c.client, ask.input(), byStack)
+				c.age(t, 121*time.Second)
+				c.learn(t)
+				c.direct(t)
+				c.age(t, 121*time.Second)
+			})
+		}
 	})
 }
 
@@ -302,7 +350,7 @@ func TestRedirectRecreated(t *testing.T) {
 				t.Fatalf("pod %d", i)
 			}
 		}
-		// what comes to a pod that is another than the flow's is not counted to it
+		// what comes to a pod that is another than the flow's is not counted to it, and nobody sent it
 		c.server.endpoint.Owner += 1 << 33
 		c.enter(t, c.server)
 		key, _ := c.key()
@@ -311,7 +359,9 @@ func TestRedirectRecreated(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.gets(t, c.server, arrived(c.ask().as(tcpSyn, 4), c.server).frame())
-		if err := c.DirectFlows.Lookup(&key, &after); err != nil || before != after {
+		if c.protocol != packets.ProtocolTCP {
+			c.knows(t, &known{tainted: true})
+		} else if err := c.DirectFlows.Lookup(&key, &after); err != nil || before != after {
 			t.Errorf("known of the flow: %+v, %v, was %+v", after, err, before)
 		}
 	})

@@ -200,7 +200,11 @@ func (n *node) act(t testing.TB, p *nodePod, h hook, in input) (uint32, []byte, 
 	if !h.xdp { // not from the node itself
 		opts.Context = skBuff{Mark: 1, GSOSize: in.gsoSize, GSOSegs: in.gsoSegs}
 	}
-	verdict, err := h.program.Run(&opts)
+	var (
+		verdict uint32
+		err     error
+	)
+	onOneCPU(func() { verdict, err = h.program.Run(&opts) })
 	return verdict, opts.DataOut, err
 }
 
@@ -573,6 +577,7 @@ type known struct {
 	synSent, synDelivered    uint32    // of TCP, as numbers
 	opener                   int       // of TCP: 0 the client, 1 the server
 	clientOwner, serverOwner uint64    // 0: those of the pods
+	tainted                  bool
 }
 
 // knows compares what is known of the flow; nil: nothing is to be.
@@ -600,6 +605,9 @@ func (c talk) knows(t testing.TB, want *known) {
 	}
 	for i, owner := range []uint64{or(want.clientOwner, c.client.endpoint.Owner), or(want.serverOwner, c.server.endpoint.Owner)} {
 		w.Owner[i^client], w.Sent[i^client], w.Delivered[i^client] = owner, want.sent[i], want.delivered[i]
+	}
+	if want.tainted {
+		w.Tainted = 1
 	}
 	if got != w {
 		t.Errorf("known of the flow:\n%+v, want\n%+v", got, w)

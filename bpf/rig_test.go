@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -112,6 +113,17 @@ func withRedirect(t testing.TB, spec *ebpf.CollectionSpec) {
 	if err := spec.Variables[bpf.DatapathVarConfigRedirect].Set(uint8(1)); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// onOneCPU runs f on the same CPU each time: what programs note by CPU is then of all that came before.
+func onOneCPU(f func()) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var cpus unix.CPUSet
+	cpus.Set(0)
+	// where it may not, a program runs on another CPU, and a test fails
+	_ = unix.SchedSetaffinity(0, &cpus)
+	f()
 }
 
 // A pod is one attachment's tables of counters.

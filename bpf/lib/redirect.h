@@ -140,8 +140,9 @@ static __always_inline bool redirect_same(const __u8 *one, __be16 one_port, cons
 
 /*
  * Whether the packet in view, which the stack brought, is what a pod sent last on this CPU, but
- * for one of its addresses: translated. The stack mostly brings a packet to the other pod before
- * this CPU takes the next one; where it does not, the two have nothing in common.
+ * for where to: translated. The stack brings a packet to the other pod before this CPU takes the
+ * next one; where it does not, as behind native XDP, which takes some at once, the two mostly have
+ * nothing in common.
  */
 static __always_inline bool redirect_is_other(const struct view *view)
 {
@@ -149,8 +150,8 @@ static __always_inline bool redirect_is_other(const struct view *view)
 
 	if (sent->protocol != came->protocol)
 		return false;
-	return redirect_same(sent->local, sent->local_port, came->remote, came->remote_port) !=
-	       redirect_same(sent->remote, sent->remote_port, came->local, came->local_port);
+	return redirect_same(sent->local, sent->local_port, came->remote, came->remote_port) &&
+	       !redirect_same(sent->remote, sent->remote_port, came->local, came->local_port);
 }
 
 /*
@@ -174,7 +175,8 @@ static __always_inline void redirect_count(struct view *view, struct direct_flow
 		return;
 	}
 	source = redirect_find(view->key.remote, slot->self.network);
-	if (!source)
+	if (!source || source->owner == slot->self.owner ||
+	    !endpoint_pairs(source, &slot->self, view->key.protocol))
 		return;
 	suspect.seen = now;
 	suspect.owner[DIRECT_LOW] = sender == DIRECT_LOW ? source->owner : slot->self.owner;

@@ -366,3 +366,27 @@ func TestRedirectRecreated(t *testing.T) {
 		}
 	})
 }
+
+// TestRedirectSameSocket: a client asks a service and the pod behind it from one port. The stack gives the
+// second connection another source port, as its answers could not be told apart (nf_nat_used_tuple() in
+// net/netfilter/nf_nat_core.c): what was sent and what came are equally many, and none of it is the same.
+func TestRedirectSameSocket(t *testing.T) {
+	eachNode(t, func(t *testing.T, n *node) {
+		c := n.newTalk(packets.ProtocolUDP, 0)
+		ask, answer := c.ask(), c.answer()
+		asked := ask.withDestination(service[0], 443)
+		asked.destinationMAC = c.client.endpoint.RouterMac
+		for range 3 {
+			// to the service, which is the pod
+			c.sends(t, c.client, asked.input(), byStack)
+			c.gets(t, c.server, arrived(ask, c.server).frame())
+			c.sends(t, c.server, answer.input(), byStack)
+			c.gets(t, c.client, arrived(answer.withSource(service[0], 443), c.client).frame())
+			// to the pod
+			c.sends(t, c.client, ask.input(), byStack)
+			c.gets(t, c.server, arrived(ask.withSource(ask.source, natPort), c.server).frame())
+			c.sends(t, c.server, answer.withDestination(answer.destination, natPort).input(), byStack)
+			c.gets(t, c.client, arrived(answer, c.client).frame())
+		}
+	})
+}

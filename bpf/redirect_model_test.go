@@ -82,7 +82,6 @@ type world struct {
 	flights []flight
 	direct  map[*nodePod]uint64 // packets that each pod got directly
 	stack   map[*nodePod]uint64
-	used    map[netip.AddrPort]bool // of UDP: whether that port talks to services, and not to pods
 	next    uint16
 	last    tuple // what a pod sent last, but for TCP: what comes is compared with it
 	stats   *worldStats
@@ -332,14 +331,6 @@ func (w *world) begin() {
 		if w.chance(3) {
 			port += 50000
 		}
-	case packets.ProtocolUDP:
-		// what pods and services answer to one port is not to be told apart by counting
-		at := netip.AddrPortFrom(client.addresses[family], port)
-		toService, found := w.used[at]
-		if found && toService != (dst.Port() == 443) {
-			return
-		}
-		w.used[at] = dst.Port() == 443
 	}
 	if dst.Addr() == client.addresses[family] {
 		return
@@ -457,9 +448,6 @@ func (w *world) pause() {
 	w.chats = slices.DeleteFunc(w.chats, func(c *chat) bool {
 		return c.translated || c.protocol == packets.ProtocolTCP && !c.both || long && c.protocol != packets.ProtocolTCP
 	})
-	if long {
-		clear(w.used)
-	}
 	for pair, truth := range w.pairs {
 		if truth.idle += by; truth.idle > 120*time.Second && pair.protocol != packets.ProtocolTCP {
 			delete(w.pairs, pair)
@@ -540,6 +528,6 @@ func TestRedirectModel(t *testing.T) {
 func newWorld(t testing.TB, n *node, seed uint64, stats *worldStats) *world {
 	return &world{
 		node: n, t: t, rng: rand.New(rand.NewPCG(seed, 3)), conns: map[tuple]tuple{}, pairs: map[tuple]*pairTruth{},
-		direct: map[*nodePod]uint64{}, stack: map[*nodePod]uint64{}, used: map[netip.AddrPort]bool{}, stats: stats,
+		direct: map[*nodePod]uint64{}, stack: map[*nodePod]uint64{}, stats: stats,
 	}
 }

@@ -678,3 +678,68 @@ func (c *changing) expectCounters(client *incarnation, targets [2]*incarnation) 
 		}
 	}
 }
+
+// TestRedirectAddressTaken loses a container without DEL, whose address goes to one that has no attachment. A flow that
+// went directly then goes by the stack: at once where the kernel sees to that, which in tcx mode is up to STATUS.
+func TestRedirectAddressTaken(t *testing.T) {
+	for _, mode := range []string{"generic", "native", "tcx"} {
+		t.Run(mode, func(t *testing.T) {
+			c := newChanging(t, mode, "ptp")
+			client, old := c.create("client", 10, false, tests.VethOptions{}), c.create("old", 20, false, tests.VethOptions{})
+			client.attach()
+			old.attach()
+			defer func() {
+				old.detach()
+				client.detach()
+				client.stop()
+			}()
+			var conns [2]net.Conn
+			exchange := func(f int) error {
+				sent := request(uint64(f))
+				if _, err := conns[f].Write(sent); err != nil {
+					return err
+				}
+				if err := conns[f].SetReadDeadline(time.Now().Add(loss)); err != nil {
+					return err
+				}
+				_, err := conns[f].Read(make([]byte, 2*requestLen))
+				return err
+			}
+			for f, address := range old.addresses {
+				c.must(client.pod.Do(func() (err error) {
+					conns[f], err = net.Dial("udp", netip.AddrPortFrom(address, askPort).String())
+					return err
+				}))
+				defer conns[f].Close()
+				for range 5 {
+					c.must(exchange(f))
+				}
+			}
+			if got := readStats(t, c.Node, client.pod).Egress["redirect"].Packets; got < 2*4 {
+				t.Fatalf("%d packets went directly: this tests nothing", got)
+			}
+			old.remove()
+			taken := c.create("taken", 20, true, tests.VethOptions{})
+			defer taken.stop()
+			taken.awaitStack(client)
+			direct := readStats(t, c.Node, client.pod).Egress["redirect"].Packets
+			if mode == "tcx" {
+				for f := range conns {
+					if exchange(f) == nil {
+						t.Error("nothing was lost before STATUS: then this is not needed")
+					}
+				}
+				mustRun(t, c.Node, "STATUS", nil, pluginConf(c.Node, "1.1.0", nil, tests.Conf{"mode": mode, "redirect": true}))
+				direct = readStats(t, c.Node, client.pod).Egress["redirect"].Packets
+			}
+			for f := range conns {
+				if err := exchange(f); err != nil {
+					t.Errorf("%s: %v", old.addresses[f], err)
+				}
+			}
+			if got := readStats(t, c.Node, client.pod).Egress["redirect"].Packets; got != direct {
+				t.Errorf("%d packets went directly to a container that is gone", got-direct)
+			}
+		})
+	}
+}

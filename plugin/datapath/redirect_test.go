@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -693,7 +694,9 @@ func TestShapes(t *testing.T) {
 	r := newRedirectRig(t, datapath.ModeTCX, someRedirect)
 	var bridge netlink.Link
 	err := r.node.Do(func() (err error) {
-		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}}); err != nil {
+		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{
+			Name: "br0", HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0xb, 1}, // else it is that of a port
+		}}); err != nil {
 			return err
 		}
 		if bridge, err = netlink.LinkByName("br0"); err != nil {
@@ -703,11 +706,7 @@ func TestShapes(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if err := netlink.LinkSetMaster(host, bridge); err != nil {
-			return err
-		}
-		bridge, err = netlink.LinkByName("br0") // its MAC is that of a port now
-		return err
+		return netlink.LinkSetMaster(host, bridge)
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -432,6 +432,42 @@ func (i *incarnation) traffic(ctx context.Context, network string, address netip
 	}
 }
 
+// persist sends from one socket, whether there are answers or not, until ctx is over: what is known of its flow is what
+// was before the changes.
+func (i *incarnation) persist(ctx context.Context, address netip.Addr) {
+	var conn net.Conn
+	if err := i.pod.Do(func() (err error) {
+		conn, err = net.Dial("udp", netip.AddrPortFrom(address, askPort).String())
+		return err
+	}); err != nil {
+		i.fault("%w", err)
+		return
+	}
+	var reading sync.WaitGroup
+	reading.Go(func() {
+		buffer := make([]byte, 2*requestLen)
+		for {
+			n, err := conn.Read(buffer)
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err != nil || n != tokenLen+requestLen {
+				continue // an ICMP error
+			}
+			since := binary.BigEndian.Uint64(buffer[tokenLen:])
+			if err := i.check(buffer[:n], request(since), address, since); err != nil {
+				i.fault("from one socket: %w", err)
+			}
+		}
+	})
+	for ctx.Err() == nil {
+		_, _ = conn.Write(request(i.now(address))) // there may be nobody
+		time.Sleep(2 * time.Millisecond)
+	}
+	_ = conn.Close()
+	reading.Wait()
+}
+
 // expectAnswer asks at all addresses of a pod that has just been added: the first packet of each has to find it.
 func (c *changing) expectAnswer(from, at *incarnation, exchanges int, when string) {
 	c.t.Helper()
@@ -600,6 +636,7 @@ func underChanges(t *testing.T, mode, shape string) {
 	var answered [8]atomic.Uint64
 	for k, host := range hosts {
 		for f, address := range addressesOf(host) {
+			running.Go(func() { client.persist(ctx, address) })
 			for p, network := range []string{"tcp", "udp"} {
 				running.Go(func() { client.traffic(ctx, network, address, &answered[k*4+f*2+p]) })
 			}
@@ -607,17 +644,9 @@ func underChanges(t *testing.T, mode, shape string) {
 	}
 	for n := range changesPerNode {
 		k := n % 2
-		if n%9 == 8 { // the two change places
-			for _, old := range targets {
-				old.detach()
-				old.remove()
-			}
+		if n%9 == 8 {
 			hosts[0], hosts[1] = hosts[1], hosts[0]
-			macs := [2]net.HardwareAddr{targets[1].veth.PodMAC, targets[0].veth.PodMAC}
-			indexes := [2]int{targets[0].veth.HostIndex, targets[1].veth.HostIndex}
-			for k := range targets {
-				targets[k] = targets[k].again(client, hosts[k], tests.VethOptions{PodMAC: macs[k], HostIndex: indexes[k]})
-			}
+			targets = c.exchange(client, targets, hosts, n == 8)
 		} else {
 			change := changes[(n-n/9)/2%len(changes)]
 			targets[k] = change.make(client, targets[k], hosts[k])
@@ -657,6 +686,30 @@ func underChanges(t *testing.T, mode, shape string) {
 	c.expectCounters(client, targets)
 }
 
+// exchange has two pods lose their containers, and come again with each other's addresses at interfaces with the indexes
+// and MACs of those before: with DEL, or without, and that late.
+func (c *changing) exchange(client *incarnation, old [2]*incarnation, hosts [2]byte, withDEL bool) (again [2]*incarnation) {
+	c.t.Helper()
+	for _, i := range old {
+		if withDEL {
+			i.detach()
+		}
+		i.remove()
+	}
+	if c.mode == "tcx" && !withDEL {
+		// else what is for the one before comes to an interface with its index until that is added: bpf_redirect_peer()
+		// knows no other name of an interface, and the kernel gives an index out again only to who asks for it
+		mustRun(c.t, c.Node, "STATUS", nil, pluginConf(c.Node, "1.1.0", nil, tests.Conf{"mode": c.mode, "redirect": true}))
+	}
+	for k, i := range old {
+		again[k] = i.again(client, hosts[k], tests.VethOptions{PodMAC: i.veth.PodMAC, HostIndex: i.veth.HostIndex})
+	}
+	for _, i := range old {
+		i.detach()
+	}
+	return again
+}
+
 // expectCounters compares what the pods count of some more traffic, of which most goes directly.
 func (c *changing) expectCounters(client *incarnation, targets [2]*incarnation) {
 	c.t.Helper()
@@ -676,5 +729,70 @@ func (c *changing) expectCounters(client *incarnation, targets [2]*incarnation) 
 				c.t.Errorf("%d packets of the %s went directly, want at least %d", got, name, least)
 			}
 		}
+	}
+}
+
+// TestRedirectAddressTaken loses a container without DEL, whose address goes to one that has no attachment. A flow that
+// went directly then goes by the stack: at once where the kernel sees to that, which in tcx mode is up to STATUS.
+func TestRedirectAddressTaken(t *testing.T) {
+	for _, mode := range []string{"generic", "native", "tcx"} {
+		t.Run(mode, func(t *testing.T) {
+			c := newChanging(t, mode, "ptp")
+			client, old := c.create("client", 10, false, tests.VethOptions{}), c.create("old", 20, false, tests.VethOptions{})
+			client.attach()
+			old.attach()
+			defer func() {
+				old.detach()
+				client.detach()
+				client.stop()
+			}()
+			var conns [2]net.Conn
+			exchange := func(f int) error {
+				sent := request(uint64(f))
+				if _, err := conns[f].Write(sent); err != nil {
+					return err
+				}
+				if err := conns[f].SetReadDeadline(time.Now().Add(loss)); err != nil {
+					return err
+				}
+				_, err := conns[f].Read(make([]byte, 2*requestLen))
+				return err
+			}
+			for f, address := range old.addresses {
+				c.must(client.pod.Do(func() (err error) {
+					conns[f], err = net.Dial("udp", netip.AddrPortFrom(address, askPort).String())
+					return err
+				}))
+				defer conns[f].Close()
+				for range 5 {
+					c.must(exchange(f))
+				}
+			}
+			if got := readStats(t, c.Node, client.pod).Egress["redirect"].Packets; got < 2*4 {
+				t.Fatalf("%d packets went directly: this tests nothing", got)
+			}
+			old.remove()
+			taken := c.create("taken", 20, true, tests.VethOptions{})
+			defer taken.stop()
+			taken.awaitStack(client)
+			direct := readStats(t, c.Node, client.pod).Egress["redirect"].Packets
+			if mode == "tcx" {
+				for f := range conns {
+					if exchange(f) == nil {
+						t.Error("nothing was lost before STATUS: then this is not needed")
+					}
+				}
+				mustRun(t, c.Node, "STATUS", nil, pluginConf(c.Node, "1.1.0", nil, tests.Conf{"mode": mode, "redirect": true}))
+				direct = readStats(t, c.Node, client.pod).Egress["redirect"].Packets
+			}
+			for f := range conns {
+				if err := exchange(f); err != nil {
+					t.Errorf("%s: %v", old.addresses[f], err)
+				}
+			}
+			if got := readStats(t, c.Node, client.pod).Egress["redirect"].Packets; got != direct {
+				t.Errorf("%d packets went directly to a container that is gone", got-direct)
+			}
+		})
 	}
 }

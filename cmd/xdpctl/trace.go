@@ -48,6 +48,7 @@ var wayWords = map[bpf.DatapathWay]string{
 var flowWords = map[datapath.FlowState]struct{ word, detail string }{
 	datapath.FlowKnown:      {"untranslated", "known to be untranslated"},
 	datapath.FlowUnanswered: {"unanswered", "came through, and no answer has yet"},
+	datapath.FlowMixed:      {"mixed", "mixed with packets that were sent under other addresses: translated"},
 	datapath.FlowOneEnd:     {"oneEnd", "seen at one end only, or not whole at both: translated, lost, or on its way"},
 }
 

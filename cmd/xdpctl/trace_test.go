@@ -54,6 +54,7 @@ func TestTrace(t *testing.T) {
 		{"nothing is known", "veth11111111", "10.88.0.3", "--protocol icmp --from-port 7", toServer(bpf.DatapathWayWAY_UNKNOWN), "stack", "unknown", "it has not begun"},
 		{"translated", "veth11111111", "10.88.0.3", named, toServer(bpf.DatapathWayWAY_UNKNOWN, flow(datapath.FlowOneEnd)), "stack", "unknown", "seen at one end only"},
 		{"unanswered", "veth11111111", "10.88.0.3", named, toServer(bpf.DatapathWayWAY_UNKNOWN, flow(datapath.FlowUnanswered)), "stack", "unknown", "no answer"},
+		{"mixed", "veth11111111", "10.88.0.3", named, toServer(bpf.DatapathWayWAY_UNKNOWN, flow(datapath.FlowMixed)), "stack", "unknown", "mixed with packets"},
 		{"no ports", "veth11111111", "10.88.0.3", "", toServer(bpf.DatapathWayWAY_UNKNOWN), "stack", "flow", "once the flow is known to be untranslated"},
 		{"bridged", "veth11111111", "10.88.0.3", named, toServer(bpf.DatapathWayWAY_DIRECT, flow(datapath.FlowKnown)), "direct", "bridged", "to demo/server on veth22222222: bridged, unchanged"},
 		{"routed", "veth11111111", "10.88.0.3", named, toServer(bpf.DatapathWayWAY_DIRECT, flow(datapath.FlowKnown), func(w *datapath.Way) { w.Routed = true }), "direct", "routed", "MACs rewritten and one hop less"},

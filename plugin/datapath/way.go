@@ -55,6 +55,8 @@ const (
 	FlowOneEnd FlowState = iota
 	// FlowUnanswered: all that left one pod came to the other, which has not answered, or that is on its way.
 	FlowUnanswered
+	// FlowMixed: other packets come under its addresses too, which were not sent so.
+	FlowMixed
 	// FlowKnown: it is not translated.
 	FlowKnown
 )
@@ -345,9 +347,13 @@ func flowState(f *bpf.DatapathDirectFlow, protocol uint8) FlowState {
 	both := f.Delivered[0] != 0 && f.Delivered[1] != 0
 	whole := f.Sent == f.Delivered
 	if protocol == unix.IPPROTO_TCP {
+		answerer := end(f.Opener != uint8(bpf.DatapathDirectEndDIRECT_LOW))
 		whole = f.SynSent == f.SynDelivered
+		both = both && f.Sent[answerer] != 0
 	}
 	switch {
+	case protocol != unix.IPPROTO_TCP && f.Tainted != 0:
+		return FlowMixed
 	case whole && both:
 		return FlowKnown
 	case whole && f.Sent == f.Delivered:

@@ -492,7 +492,7 @@ func randomFlow(random *rand.Rand, t *testing.T, sender, target uint64, low bool
 	if low {
 		f.Owner = [2]uint64{sender, target}
 	}
-	switch random.IntN(12) {
+	switch random.IntN(14) {
 	case 0:
 		f.Owner[random.IntN(2)]++
 	case 1:
@@ -506,6 +506,10 @@ func randomFlow(random *rand.Rand, t *testing.T, sender, target uint64, low bool
 	case 5:
 		f.SynDelivered = ^f.SynSent
 	case 6:
+		f.Tainted = 1
+	case 7:
+		f.Sent[random.IntN(2)] = 0
+	case 8:
 		f.Seen -= uint64([]int{119, 121}[random.IntN(2)]) * 1e9
 	}
 	return f

@@ -38,7 +38,7 @@ build: ## build the static binaries into bin/
 test: build ## build and run every test (root)
 	go test -timeout 30m -count=1 $(GOTESTFLAGS) ./...
 
-bench: build ## measure, and print tables of ratios (root; bounded, about 30 minutes)
+bench: build ## measure, and print tables of ratios (root; bounded, about 35 minutes)
 	go run ./tests/bench
 	go run ./tests/bench/ipam
 

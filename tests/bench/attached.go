@@ -47,8 +47,23 @@ func newVeth(ctx context.Context, node *tests.Node, i int) (*attached, error) {
 }
 
 // datapath is the node's.
-func (a *attached) datapath() *datapath.Datapath {
-	return datapath.New(datapath.Options{Root: pins.NewRoot(a.node.BPFFS), Version: "bench"})
+func (a *attached) datapath() *datapath.Datapath { return datapathOf(a.node) }
+
+func datapathOf(node *tests.Node) *datapath.Datapath {
+	return datapath.New(datapath.Options{Root: pins.NewRoot(node.BPFFS), Version: "bench"})
+}
+
+// findAttachment finds what is attached to a pod.
+func findAttachment(node *tests.Node, pod *tests.Pod) (datapath.Attachment, error) {
+	list, err := datapathOf(node).List()
+	if err != nil {
+		return datapath.Attachment{}, err
+	}
+	at := slices.IndexFunc(list, func(a datapath.Attachment) bool { return a.Meta.ContainerID == pod.ContainerID })
+	if at < 0 {
+		return datapath.Attachment{}, fmt.Errorf("pod %s: %w", pod.Name, datapath.ErrNotFound)
+	}
+	return list[at], nil
 }
 
 // attach attaches the plugin with a filter, nil for none.
@@ -77,16 +92,11 @@ func (a *attached) detach(ctx context.Context) error {
 
 // decided returns how many packets each rule of the filter has decided.
 func (a *attached) decided() ([]uint64, error) {
-	d := a.datapath()
-	list, err := d.List()
+	attachment, err := findAttachment(a.node, a.pod)
 	if err != nil {
 		return nil, err
 	}
-	at := slices.IndexFunc(list, func(x datapath.Attachment) bool { return x.Meta.ContainerID == a.pod.ContainerID })
-	if at < 0 {
-		return nil, fmt.Errorf("pod %s: %w", a.pod.Name, datapath.ErrNotFound)
-	}
-	state, err := d.ReadPolicy(list[at])
+	state, err := a.datapath().ReadPolicy(attachment)
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/xdp-cni/xdp-cni/tests"
 )
 
 // The ends of the loads. Each goes on until the flow is stopped; what fails then is no error.
@@ -113,4 +115,77 @@ func readDatagrams(f *flow) error {
 		}
 		return err
 	})
+}
+
+// connectAgain opens connections to the server, one after the other, each for a byte there and a byte back.
+func connectAgain(f *flow) error {
+	if err := enter(f.client); err != nil {
+		return err
+	}
+	buffer := make([]byte, 1)
+	return f.each("connection", func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		err = errors.Join(limit(fd), connectTo(fd, f.far))
+		if errors.Is(err, unix.EINTR) {
+			return nil // by a signal of the Go runtime's: one connection less
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := write(fd, buffer); err != nil {
+			return err
+		}
+		n, err := read(fd, buffer)
+		if n == 0 && err == nil {
+			err = errEnd
+		}
+		f.done.Add(uint64(n))
+		return err
+	})
+}
+
+// acceptAgain is the server of connectAgain.
+func acceptAgain(f *flow) error {
+	buffer := make([]byte, 1)
+	return f.each("accept", func() error {
+		fd, _, err := unix.Accept4(f.far, unix.SOCK_CLOEXEC)
+		if err == nil {
+			defer unix.Close(fd)
+			err = answer(fd, buffer)
+		}
+		if errors.Is(err, unix.EINTR) {
+			return nil
+		}
+		return err
+	})
+}
+
+// answer sends back what a connection brings, until it ends.
+func answer(fd int, buffer []byte) error {
+	for {
+		n, err := read(fd, buffer)
+		if n == 0 || err != nil {
+			return err
+		}
+		if _, err := write(fd, buffer); err != nil {
+			return err
+		}
+	}
+}
+
+// enter moves the calling thread, which must end with its goroutine, into a pod's network namespace.
+func enter(pod *tests.Pod) error {
+	fd, err := unix.Open(pod.NetNS(), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("opening %s: %w", pod.NetNS(), err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("entering %s: %w", pod.NetNS(), err)
+	}
+	return nil
 }

@@ -246,7 +246,7 @@ func (l *lane) close() error {
 // measure sends the packets of a stream once, and notes the processor time of one. All must come through. With check it
 // makes sure that flows were new, or were known, as they should.
 func (l *lane) measure(s *stream, check bool) error {
-	if err := l.gateway.forgetFlows(); err != nil {
+	if err := forgetFlows(l.gateway.node); err != nil {
 		return err
 	}
 	if s.known {

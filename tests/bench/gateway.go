@@ -26,7 +26,7 @@ type gateway struct {
 	server *tests.Pod
 	out    *tests.Veth
 	pods   int
-	sink   *ebpf.Collection
+	sink   *sink
 	link   link.Link
 }
 
@@ -78,21 +78,8 @@ func newGateway(ctx context.Context) (g *gateway, err error) {
 
 // makeSink has all dropped and counted that goes out, before the veth takes it: what it costs there is not of interest.
 func (g *gateway) makeSink() (err error) {
-	g.sink, err = ebpf.NewCollection(&ebpf.CollectionSpec{
-		Maps: map[string]*ebpf.MapSpec{"count": {Name: "bench_count", Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1}},
-		Programs: map[string]*ebpf.ProgramSpec{"sink": {
-			Name: "bench_sink", Type: ebpf.SchedCLS, License: "BSD",
-			Instructions: asm.Instructions{
-				asm.LoadMapValue(asm.R1, 0, 0).WithReference("count"),
-				asm.Mov.Imm(asm.R2, 1),
-				asm.AddAtomic.Mem(asm.R1, asm.R2, asm.DWord, 0),
-				asm.Mov.Imm(asm.R0, 2), // TCX_DROP
-				asm.Return(),
-			},
-		}},
-	})
-	if err != nil {
-		return fmt.Errorf("loading the sink: %w", err)
+	if g.sink, err = newSink(ebpf.SchedCLS, 2); err != nil { // TCX_DROP
+		return err
 	}
 	return g.node.Do(func() error {
 		g.link, err = link.AttachTCX(link.TCXOptions{
@@ -106,9 +93,32 @@ func (g *gateway) makeSink() (err error) {
 }
 
 // forwarded is how many packets have gone out.
-func (g *gateway) forwarded() (n uint64, err error) {
-	return n, g.sink.Maps["count"].Lookup(uint32(0), &n)
+func (g *gateway) forwarded() (uint64, error) { return g.sink.counted() }
+
+// sink is a program that counts packets and says the same of each.
+type sink struct{ *ebpf.Collection }
+
+func newSink(typ ebpf.ProgramType, verdict int32) (*sink, error) {
+	collection, err := ebpf.NewCollection(&ebpf.CollectionSpec{
+		Maps: map[string]*ebpf.MapSpec{"count": {Name: "bench_count", Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1}},
+		Programs: map[string]*ebpf.ProgramSpec{"sink": {
+			Name: "bench_sink", Type: typ, License: "BSD",
+			Instructions: asm.Instructions{
+				asm.LoadMapValue(asm.R1, 0, 0).WithReference("count"),
+				asm.Mov.Imm(asm.R2, 1),
+				asm.AddAtomic.Mem(asm.R1, asm.R2, asm.DWord, 0),
+				asm.Mov.Imm(asm.R0, verdict),
+				asm.Return(),
+			},
+		}},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("loading the sink: %w", err)
+	}
+	return &sink{collection}, nil
 }
+
+func (s *sink) counted() (n uint64, err error) { return n, s.Maps["count"].Lookup(uint32(0), &n) }
 
 // close deletes the node. Pods that the plugin is attached to are detached before.
 func (g *gateway) close() error {
@@ -129,22 +139,18 @@ func (g *gateway) pod(ctx context.Context) (*attached, error) {
 	return newVeth(ctx, g.node, g.pods-1)
 }
 
-// command runs a program in the node's network namespace.
+// command runs a program in the gateway's network namespace.
 func (g *gateway) command(ctx context.Context, stdin, name string, args ...string) error {
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Stdin = strings.NewReader(stdin)
-	out, err := g.node.Run(cmd)
-	if err != nil {
-		return fmt.Errorf("%s: %w: %s", cmd, err, bytes.TrimSpace(out.Stderr))
-	}
-	return nil
+	return command(ctx, g.node, stdin, name, args...)
 }
 
-// forgetFlows empties conntrack's table.
-func (g *gateway) forgetFlows() error {
-	err := g.node.Do(func() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) })
+// command runs a program in a node's network namespace.
+func command(ctx context.Context, node *tests.Node, stdin, name string, args ...string) error {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Stdin = strings.NewReader(stdin)
+	out, err := node.Run(cmd)
 	if err != nil {
-		return fmt.Errorf("emptying conntrack's table: %w", err)
+		return fmt.Errorf("%s: %w: %s", cmd, err, bytes.TrimSpace(out.Stderr))
 	}
 	return nil
 }

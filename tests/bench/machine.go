@@ -82,3 +82,13 @@ func readCPU() (cpu, error) {
 	}
 	return cpu{busy: ticks[0] + ticks[1] + ticks[2] + ticks[5] + ticks[6], steal: ticks[7]}, nil
 }
+
+// timeOfThread is the processor time that a thread of this process has taken, as threadTime.
+func timeOfThread(id int) (time.Duration, error) {
+	var t unix.Timespec
+	// CPUCLOCK_SCHED of a thread (include/linux/posix-timers_types.h), which is what pthread_getcpuclockid(3) returns
+	if err := unix.ClockGettime(int32(^id)<<3|4|2, &t); err != nil {
+		return 0, fmt.Errorf("time of thread %d: %w", id, err)
+	}
+	return time.Duration(t.Nano()), nil
+}

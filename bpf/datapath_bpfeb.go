@@ -383,6 +383,8 @@ type DatapathView struct {
 	MacOption      uint8
 	Hops           uint8
 	OptionsOff     uint16
+	TargetFlags    uint32
+	Routed         uint32
 	Parsed         [48]uint8
 	Decision       struct {
 		_       structs.HostLayout
@@ -393,11 +395,9 @@ type DatapathView struct {
 		Audit   uint8
 		Pad     uint8
 	}
-	Direct      DatapathDirectKey
-	Target      DatapathEndpoint
-	TargetFlags uint32
-	Routed      uint32
-	Sent        DatapathFlowKey
+	Direct DatapathDirectKey
+	Target DatapathEndpoint
+	Sent   DatapathFlowKey
 }
 
 type DatapathWay uint32

@@ -136,7 +136,7 @@ static __always_inline void fill_view(struct packet *pkt, enum parse_result resu
 
 	if (!view)
 		return;
-	__builtin_memset(view, 0, offsetof(struct view, sent));
+	__builtin_memset(view, 0, offsetof(struct view, parsed));
 	__builtin_memcpy(view->parsed, &pkt->len, sizeof(view->parsed));
 	if (result != PARSE_OK)
 		view->flags |= VIEW_BROKEN;

@@ -55,19 +55,19 @@ struct view {
 	__u32 packets;     /* as struct packet */
 	__u32 datagram_len; /* bytes of the IP packet, of the longest of those that a GSO packet holds */
 	__u16 port;         /* destination port, or ICMP type << 8 | code; host byte order */
-	__u8 tcp_flags;    /* byte 13 of the TCP header */
-	__u8 icmp_type;    /* of ICMP in IPv4 and ICMPv6 in IPv6 */
-	__u8 mac_option;   /* neighbour discovery: type of the option that claims a MAC, or 0 */
-	__u8 hops;         /* TTL or hop limit */
-	__u16 options_off; /* neighbour discovery: where its options begin in the frame, or 0 */
+	__u8 tcp_flags;     /* byte 13 of the TCP header */
+	__u8 icmp_type;     /* of ICMP in IPv4 and ICMPv6 in IPv6 */
+	__u8 mac_option;    /* neighbour discovery: type of the option that claims a MAC, or 0 */
+	__u8 hops;          /* TTL or hop limit */
+	__u16 options_off;  /* neighbour discovery: where its options begin in the frame, or 0 */
+	__u32 target_flags; /* enum slot_flag, of the pod that the packet goes to directly */
+	__u32 routed;       /* not 0: by the node as a router */
+	/* From here on nothing is set before the view is filled: each is written before it is read. */
 	__u8 parsed[PACKET_REST]; /* the packet that was parsed, without its pointers */
 	struct decision decision; /* the filter's, here for the same reason */
-	struct direct_key direct; /* the redirect's, the same */
+	struct direct_key direct; /* the redirect's, the same; its padding is never written */
 	struct endpoint target;   /* the pod that the packet goes to directly */
-	__u32 target_flags;       /* enum slot_flag */
-	__u32 routed;             /* not 0: by the node as a router */
-	/* Of the packet before, what stays when the view is filled. */
-	struct flow_key sent; /* of what a pod sent last, but for TCP: see redirect_is_other() */
+	struct flow_key sent;     /* what a pod sent before, but for TCP: see redirect_is_other() */
 };
 
 struct {

@@ -29,17 +29,28 @@ func (d *Datapath) unfit(m *Meta) ([]string, error) {
 		return nil, err
 	}
 	found, err := obstacles(host, own{programs: []ebpf.ProgramID{m.egressProgram, m.ingressProgram}}, tcx)
-	if err != nil || m.Mode != ModeNative {
+	if err != nil || m.Mode == ModeGeneric {
 		return found, err
 	}
 	end, err := m.podEnd()
 	if errors.Is(err, podend.ErrGone) {
-		return append(found, err.Error()), nil
+		if m.Mode == ModeNative {
+			found = append(found, err.Error())
+		}
+		return found, nil // else it is what it was, as far as can be seen
 	}
 	if err != nil {
 		return nil, err
 	}
 	defer end.Close()
+	if m.Mode == ModeTCX {
+		runs, err := end.RunsXDP()
+		if runs {
+			// it puts socket buffers behind the driver (skb_do_redirect() in net/core/filter.c)
+			found = append(found, m.IfName+" runs an XDP program, which bpf_redirect_peer() passes by: mode native does not")
+		}
+		return found, err
+	}
 	err = end.CheckNative()
 	if errors.Is(err, podend.ErrNotPrepared) {
 		return append(found, err.Error()), nil

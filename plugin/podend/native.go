@@ -129,14 +129,21 @@ func (e *End) missingToSend() ([]string, error) {
 	return missing, nil
 }
 
-func (e *End) missingToReceive() ([]string, error) {
+// RunsXDP tells whether the pod end runs an XDP program in the driver, as it is now.
+func (e *End) RunsXDP() (bool, error) {
 	pod, err := e.Link()
 	if err != nil {
-		return nil, err
+		return false, err
 	}
 	// one on socket buffers (XDP_ATTACHED_SKB) is not the driver's affair
-	if xdp := pod.Attrs().Xdp; xdp != nil && xdp.AttachMode == nl.XDP_ATTACHED_DRV {
-		return nil, nil
+	xdp := pod.Attrs().Xdp
+	return xdp != nil && xdp.AttachMode == nl.XDP_ATTACHED_DRV, nil
+}
+
+func (e *End) missingToReceive() ([]string, error) {
+	runs, err := e.RunsXDP()
+	if err != nil || runs {
+		return nil, err
 	}
 	if !e.groPolls {
 		return []string{"no XDP program is attached, and on kernels below 5.13 GRO does not do"}, nil

@@ -216,6 +216,30 @@ func (k *known) atPodEnd(instructions asm.Instructions) (seen func() uint64) {
 	}
 }
 
+// TestRedirectPodRunsXDP: in mode tcx packets pass a program in the driver of the pod's end by, until STATUS finds it;
+// from then on they go by the stack.
+func TestRedirectPodRunsXDP(t *testing.T) {
+	r := startRedirected(t, func(n *tests.Node) tests.Conf { return n.Bridge(tests.IPv4) }, tests.Conf{"mode": "tcx", "redirect": true})
+	network := tests.MustNetwork(t, r.node, tests.Conflist("redirect", "1.1.0",
+		r.node.Bridge(tests.IPv4), r.node.XDP(tests.Conf{"mode": "tcx", "redirect": true})))
+	k := r.know(t, r.server.IPv4())
+	seen := k.atPodEnd(asm.Instructions{asm.Mov.Imm(asm.R0, 2)})
+	k.expectExchanges("before STATUS", xdpFrames, true)
+	if n := seen(); n != 0 {
+		t.Errorf("the program saw %d packets that went directly", n)
+	}
+	if err := network.Status(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	before := seen()
+	if direct := k.expectExchanges("after STATUS", xdpFrames, true); direct != 0 {
+		t.Errorf("%d packets went directly", direct)
+	}
+	if n := seen() - before; n != xdpFrames {
+		t.Errorf("the program saw %d packets, want %d", n, xdpFrames)
+	}
+}
+
 // handedOver is how many frames a veth end got by redirect in the driver, without a socket buffer: what its peer says.
 func (k *known) handedOver() (frames uint64) {
 	k.t.Helper()

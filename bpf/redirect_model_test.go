@@ -82,7 +82,6 @@ type world struct {
 	flights []flight
 	direct  map[*nodePod]uint64 // packets that each pod got directly
 	stack   map[*nodePod]uint64
-	next    uint16
 	last    tuple // what a pod sent last, but for TCP: what comes is compared with it
 	stats   *worldStats
 }

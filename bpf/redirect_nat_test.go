@@ -190,7 +190,7 @@ func TestRedirectSuspect(t *testing.T) {
 			}},
 		} {
 			t.Run(test.name, func(t *testing.T) {
-						test.first(t)
+				test.first(t)
 				for range 3 {
 					c.through(t, answer)
 					c.through(t, ask)

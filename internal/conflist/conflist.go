@@ -128,6 +128,9 @@ func (l *List) With(entry json.RawMessage) ([]byte, error) {
 	}
 	for _, p := range l.Plugins {
 		if p.Type == Type {
+			if bytes.Equal(p.Raw, entry) {
+				return l.text, nil
+			}
 			indent, own := l.indentOf(p)
 			return l.spliced(p.start, p.end, l.written(entry, indent, own)), nil
 		}

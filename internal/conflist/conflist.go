@@ -50,7 +50,7 @@ type Plugin struct {
 func Parse(file string, text []byte) (*List, error) {
 	l := &List{text: text}
 	if filepath.Ext(file) != ".conflist" {
-		conf, err := libcni.ConfFromBytes(text)
+		conf, err := libcni.NetworkPluginConfFromBytes(text)
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrSyntax, err)
 		}
@@ -58,7 +58,7 @@ func Parse(file string, text []byte) (*List, error) {
 		l.Plugins = []Plugin{{Type: conf.Network.Type, Raw: bytes.TrimSpace(text), end: len(text)}}
 		return l, nil
 	}
-	list, err := libcni.ConfListFromBytes(text)
+	list, err := libcni.NetworkConfFromBytes(text)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrSyntax, err)
 	}

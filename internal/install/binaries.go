@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/xdp-cni/xdp-cni/internal/wholefile"
 )
 
 // Binaries are the files that are installed: the plugin, its IPAM plugin, and the tool.
@@ -97,8 +99,8 @@ func (o Options) copyBinary(name string, text []byte) (Change, error) {
 	if err := os.MkdirAll(o.BinDir, 0o755); err != nil {
 		return change, err
 	}
-	return change, put(change.Path, filepath.Join(o.BinDir, stateDir+"."+name), text,
-		attributes{Mode: binaryMode, UID: os.Geteuid(), GID: os.Getegid()})
+	return change, wholefile.Put(change.Path, filepath.Join(o.BinDir, stateDir+"."+name), text,
+		wholefile.Attributes{Mode: binaryMode, UID: os.Geteuid(), GID: os.Getegid()})
 }
 
 // RemoveBinaries removes those of the binaries that are ours, but for those to keep.

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/xdp-cni/xdp-cni/internal/conflist"
+	"github.com/xdp-cni/xdp-cni/internal/wholefile"
 )
 
 // createdName sorts behind what network providers call theirs, which get the nodes as soon as they come.
@@ -70,5 +71,5 @@ func (o Options) create(s *state) ([]Change, error) {
 	if err := o.writeState(s); err != nil {
 		return nil, err
 	}
-	return changes, put(path, o.temporary(path), text, newFile)
+	return changes, wholefile.Put(path, o.temporary(path), text, newFile)
 }

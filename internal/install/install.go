@@ -19,6 +19,7 @@ import (
 
 	"github.com/xdp-cni/xdp-cni/internal/conflist"
 	"github.com/xdp-cni/xdp-cni/internal/textdiff"
+	"github.com/xdp-cni/xdp-cni/internal/wholefile"
 )
 
 // Where runtimes look unless they are told otherwise (containerd, CRI-O, podman; CNI's cnitool).
@@ -133,11 +134,11 @@ func (o Options) configure(s *state) ([]Change, error) {
 	}
 	for range attempts {
 		changes, err := o.edit(s, name)
-		if !errors.Is(err, errChanged) {
+		if !errors.Is(err, wholefile.ErrChanged) {
 			return changes, err
 		}
 	}
-	return nil, fmt.Errorf("adding the entry to %s: it %w, again and again", o.path(name), errChanged)
+	return nil, fmt.Errorf("adding the entry to %s: it %w, again and again", o.path(name), wholefile.ErrChanged)
 }
 
 // attempts is how often a file is tried that others are writing.
@@ -157,7 +158,7 @@ type file struct {
 	name, path string
 	text       []byte
 	list       *conflist.List
-	attributes
+	wholefile.Attributes
 }
 
 // read returns what there is to a file whose text is conflist.ErrSyntax, along with that.
@@ -172,7 +173,7 @@ func (o Options) read(name string) (*file, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading a network configuration: %w", err)
 	}
-	f.attributes = attributesOf(info)
+	f.Attributes = wholefile.Of(info)
 	var text bytes.Buffer
 	if _, err := text.ReadFrom(opened); err != nil {
 		return nil, fmt.Errorf("reading %s: %w", f.path, err)
@@ -184,7 +185,7 @@ func (o Options) read(name string) (*file, error) {
 	return f, nil
 }
 
-// edit puts the entry into a configuration. If that is errChanged, nothing was done.
+// edit puts the entry into a configuration. If that is wholefile.ErrChanged, nothing was done.
 func (o Options) edit(s *state, name string) ([]Change, error) {
 	f, err := o.read(name)
 	if err != nil {
@@ -219,7 +220,7 @@ func (o Options) edit(s *state, name string) ([]Change, error) {
 	if o.beforeReplace != nil {
 		o.beforeReplace()
 	}
-	if err := replace(f.path, o.temporary(f.path), f.text, text, f.attributes); err != nil {
+	if err := wholefile.Replace(f.path, o.temporary(f.path), f.text, text, f.Attributes); err != nil {
 		return nil, err
 	}
 	return changes, nil
@@ -231,7 +232,7 @@ func (e *edited) next(f *file, text []byte) *edited {
 	n := &edited{Written: sum(text)}
 	if f.list.Entry() == nil {
 		// as it was, or another's installer wrote it anew
-		n.Original = &original{Name: f.name, Text: f.text, attributes: f.attributes}
+		n.Original = &original{Name: f.name, Text: f.text, Attributes: f.Attributes}
 		return n
 	}
 	if e == nil || e.Written != sum(f.text) {
@@ -293,23 +294,23 @@ func (o Options) wrap(s *state, f *file, text []byte) ([]Change, error) {
 	if o.DryRun {
 		return changes, nil
 	}
-	s.Files[name] = &edited{Written: sum(text), Original: &original{Name: f.name, Text: f.text, attributes: f.attributes}}
+	s.Files[name] = &edited{Written: sum(text), Original: &original{Name: f.name, Text: f.text, Attributes: f.Attributes}}
 	if err := o.writeState(s); err != nil {
 		return nil, err
 	}
-	if err := put(path, o.temporary(path), text, f.attributes); err != nil {
+	if err := wholefile.Put(path, o.temporary(path), text, f.Attributes); err != nil {
 		return nil, err
 	}
 	if o.beforeReplace != nil {
 		o.beforeReplace()
 	}
 	if now, err := os.ReadFile(f.path); err == nil && !bytes.Equal(now, f.text) {
-		return nil, fmt.Errorf("making a list of %s: %w", f.path, errChanged)
+		return nil, fmt.Errorf("making a list of %s: %w", f.path, wholefile.ErrChanged)
 	}
 	if err := os.Remove(filepath.Join(o.ConfDir, f.name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("making a list of a single plugin: %w", err)
 	}
-	if err := syncDir(o.ConfDir); err != nil {
+	if err := wholefile.SyncDir(o.ConfDir); err != nil {
 		return nil, fmt.Errorf("making a list of %s: %w", f.path, err)
 	}
 	return changes, nil

@@ -20,6 +20,7 @@ import (
 
 	"github.com/xdp-cni/xdp-cni/conf"
 	"github.com/xdp-cni/xdp-cni/internal/conflist"
+	"github.com/xdp-cni/xdp-cni/internal/wholefile"
 	"github.com/xdp-cni/xdp-cni/tests"
 )
 
@@ -142,7 +143,7 @@ func TestConfigure(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if a := attributesOf(info); a != (attributes{0o640, 12, 34}) {
+		if a := wholefile.Of(info); a != (wholefile.Attributes{Mode: 0o640, UID: 12, GID: 34}) {
 			t.Errorf("mode and owner %+v", a)
 		}
 	}
@@ -382,7 +383,7 @@ func TestRace(t *testing.T) {
 		races++
 		n.write("10.conflist", strings.Replace(bridge, "portmap", fmt.Sprintf("p%d", races), 1))
 	}
-	if _, err := n.Configure(t.Context()); !errors.Is(err, errChanged) {
+	if _, err := n.Configure(t.Context()); !errors.Is(err, wholefile.ErrChanged) {
 		t.Error(err)
 	}
 	if have := n.types("10.conflist"); have != fmt.Sprintf("bridge p%d", races) {

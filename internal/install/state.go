@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 
 	"github.com/xdp-cni/xdp-cni/internal/pins"
+	"github.com/xdp-cni/xdp-cni/internal/wholefile"
 )
 
 // stateDir is where an installation notes what it changed, in the directory of the configurations: it is
@@ -51,8 +52,11 @@ type edited struct {
 type original struct {
 	Name string `json:"name"` // another one's if it held a single plugin
 	Text []byte `json:"text"`
-	attributes
+	wholefile.Attributes
 }
+
+// newFile are the attributes of a file that was not there before: runtimes and people may read it.
+var newFile = wholefile.Attributes{Mode: 0o644}
 
 func (o Options) statePath(name string) string { return filepath.Join(o.ConfDir, stateDir, name) }
 
@@ -98,7 +102,7 @@ func (o Options) writeState(s *state) error {
 	if err != nil {
 		return fmt.Errorf("writing the installation's state: %w", err)
 	}
-	return put(o.statePath(stateFile), o.statePath(stateFile+".next"), append(text, '\n'), newFile)
+	return wholefile.Put(o.statePath(stateFile), o.statePath(stateFile+".next"), append(text, '\n'), newFile)
 }
 
 func sum(text []byte) string {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 
 	"github.com/xdp-cni/xdp-cni/internal/conflist"
+	"github.com/xdp-cni/xdp-cni/internal/wholefile"
 )
 
 // Unconfigure takes the entry out of all configurations of the node. A file that nobody changed since the
@@ -40,8 +41,8 @@ func (o Options) Unconfigure(ctx context.Context) ([]Change, error) {
 	)
 	for _, name := range names {
 		var change *Change
-		err := errChanged
-		for i := 0; i < attempts && errors.Is(err, errChanged); i++ {
+		err := wholefile.ErrChanged
+		for i := 0; i < attempts && errors.Is(err, wholefile.ErrChanged); i++ {
 			change, err = o.restore(s.Files[name], name)
 		}
 		if change != nil && err == nil {
@@ -75,11 +76,11 @@ func (o Options) restore(e *edited, name string) (*Change, error) {
 		return o.unwrap(f, e.Original)
 	}
 	change := &Change{Path: f.path, Result: Changed}
-	rest, a := []byte(nil), f.attributes
+	rest, a := []byte(nil), f.Attributes
 	switch {
 	case ours && e.Created:
 	case ours && e.Original != nil:
-		change.Result, rest, a = Restored, e.Original.Text, e.Original.attributes
+		change.Result, rest, a = Restored, e.Original.Text, e.Original.Attributes
 	default:
 		if rest, err = f.list.Without(); err != nil {
 			return nil, fmt.Errorf("taking the entry out of %s: %w", f.path, err)
@@ -99,7 +100,7 @@ func (o Options) restore(e *edited, name string) (*Change, error) {
 	if o.beforeReplace != nil {
 		o.beforeReplace()
 	}
-	return change, replace(f.path, o.temporary(f.path), f.text, rest, a)
+	return change, wholefile.Replace(f.path, o.temporary(f.path), f.text, rest, a)
 }
 
 // unwrap puts the single plugin's configuration back that a list was made of, and removes the list. If
@@ -111,7 +112,7 @@ func (o Options) unwrap(f *file, was *original) (*Change, error) {
 		return change, nil
 	}
 	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
-		if err := put(path, o.temporary(path), was.Text, was.attributes); err != nil {
+		if err := wholefile.Put(path, o.temporary(path), was.Text, was.Attributes); err != nil {
 			return nil, err
 		}
 	}
@@ -122,7 +123,7 @@ func (o Options) remove(f *file) error {
 	if err := os.Remove(filepath.Join(o.ConfDir, f.name)); err != nil {
 		return fmt.Errorf("removing a network configuration: %w", err)
 	}
-	if err := syncDir(o.ConfDir); err != nil {
+	if err := wholefile.SyncDir(o.ConfDir); err != nil {
 		return fmt.Errorf("removing %s: %w", f.path, err)
 	}
 	return nil

@@ -14,6 +14,7 @@ import (
 
 	"github.com/xdp-cni/xdp-cni/internal/conflist"
 	"github.com/xdp-cni/xdp-cni/internal/pins"
+	"github.com/xdp-cni/xdp-cni/internal/wholefile"
 )
 
 // Times of Watch.
@@ -99,7 +100,7 @@ func (w *watch) look(ctx context.Context) error {
 	switch {
 	case err == nil:
 		w.said = ""
-	case errors.Is(err, ErrNoConf), errors.Is(err, fs.ErrNotExist), errors.Is(err, errChanged):
+	case errors.Is(err, ErrNoConf), errors.Is(err, fs.ErrNotExist), errors.Is(err, wholefile.ErrChanged):
 		w.log("waiting for a network configuration", err)
 	case errors.Is(err, conflist.ErrSyntax):
 		w.log("waiting for a network configuration to be whole", err)

@@ -1,4 +1,6 @@
-package install
+// Package wholefile writes files so that nobody ever finds one missing, empty or half, and nothing is lost
+// that another program writes at the same moment.
+package wholefile
 
 import (
 	"bytes"
@@ -12,21 +14,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// errChanged: somebody else wrote the file meanwhile. What they wrote is in its place.
-var errChanged = errors.New("changed meanwhile")
+// ErrChanged: somebody else wrote the file meanwhile, or removed it. What they did stays.
+var ErrChanged = errors.New("changed meanwhile")
 
-// attributes are what a file has beside its bytes.
-type attributes struct {
+// Attributes are what a file has beside its bytes.
+type Attributes struct {
 	Mode fs.FileMode `json:"mode"`
 	UID  int         `json:"uid"`
 	GID  int         `json:"gid"`
 }
 
-// newFile are those of a file that was not there before: runtimes and people may read it.
-var newFile = attributes{Mode: 0o644}
-
-func attributesOf(info fs.FileInfo) attributes {
-	a := attributes{Mode: info.Mode().Perm()}
+// Of returns those of a file.
+func Of(info fs.FileInfo) Attributes {
+	a := Attributes{Mode: info.Mode().Perm()}
 	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
 		a.UID, a.GID = int(stat.Uid), int(stat.Gid)
 	}
@@ -35,7 +35,7 @@ func attributesOf(info fs.FileInfo) attributes {
 
 // writeTemporary makes a file whole and on disk, under a name that nobody looks at. What a killed process
 // left under that name goes.
-func writeTemporary(path string, text []byte, a attributes) (err error) {
+func writeTemporary(path string, text []byte, a Attributes) (err error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -63,19 +63,19 @@ func writeTemporary(path string, text []byte, a attributes) (err error) {
 
 // own gives a file its owner, unless it has it: the installer may lack the capability to give files away,
 // and mostly needs none.
-func own(f *os.File, a attributes) error {
+func own(f *os.File, a Attributes) error {
 	info, err := f.Stat()
 	if err != nil {
 		return err
 	}
-	if have := attributesOf(info); have.UID == a.UID && have.GID == a.GID {
+	if have := Of(info); have.UID == a.UID && have.GID == a.GID {
 		return nil
 	}
 	return f.Chown(a.UID, a.GID)
 }
 
-// syncDir makes the names in a directory last.
-func syncDir(dir string) error {
+// SyncDir makes the names in a directory last.
+func SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err
@@ -83,9 +83,9 @@ func syncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// put writes a file whole, whatever is in its place: at no time there is none, or part of one. temporary
+// Put writes a file whole, whatever is in its place: at no time there is none, or part of one. temporary
 // is a path on the same filesystem.
-func put(path, temporary string, text []byte, a attributes) error {
+func Put(path, temporary string, text []byte, a Attributes) error {
 	err := writeTemporary(temporary, text, a)
 	if err == nil {
 		if err = os.Rename(temporary, path); err != nil {
@@ -93,7 +93,7 @@ func put(path, temporary string, text []byte, a attributes) error {
 		}
 	}
 	if err == nil {
-		err = syncDir(filepath.Dir(path))
+		err = SyncDir(filepath.Dir(path))
 	}
 	if err != nil {
 		return fmt.Errorf("writing %s: %w", path, err)
@@ -101,15 +101,15 @@ func put(path, temporary string, text []byte, a attributes) error {
 	return nil
 }
 
-// replace is put where the file has to be as it was when it was read, else it is errChanged: nothing that
+// Replace is Put where the file has to be as it was when it was read, else it is ErrChanged: nothing that
 // another program writes at the same moment is lost, if it writes by renaming.
-func replace(path, temporary string, was, text []byte, a attributes) error {
+func Replace(path, temporary string, was, text []byte, a Attributes) error {
 	err := writeTemporary(temporary, text, a)
 	if err == nil {
 		err = errors.Join(exchange(path, temporary, was, text), os.Remove(temporary))
 	}
 	if err == nil {
-		err = syncDir(filepath.Dir(path))
+		err = SyncDir(filepath.Dir(path))
 	}
 	if err != nil {
 		return fmt.Errorf("writing %s: %w", path, err)
@@ -126,7 +126,7 @@ func exchange(path, temporary string, was, text []byte) error {
 		return renameOver(path, temporary, was) // the filesystem cannot exchange
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return errChanged
+		return ErrChanged
 	}
 	if err != nil || bytes.Equal(got, was) {
 		return err
@@ -137,7 +137,7 @@ func exchange(path, temporary string, was, text []byte) error {
 			return err
 		}
 		if bytes.Equal(next, placed) {
-			return errChanged
+			return ErrChanged
 		}
 		placed, got = got, next
 	}
@@ -155,7 +155,7 @@ func swap(path, temporary string) ([]byte, error) {
 func renameOver(path, temporary string, was []byte) error {
 	now, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !bytes.Equal(now, was) {
-		return errChanged
+		return ErrChanged
 	}
 	if err != nil {
 		return err
@@ -163,6 +163,6 @@ func renameOver(path, temporary string, was []byte) error {
 	if err := os.Rename(temporary, path); err != nil {
 		return err
 	}
-	// replace removes what is there after an exchange
+	// Replace removes what is there after an exchange
 	return os.WriteFile(temporary, nil, 0o600)
 }

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
-	"sync/atomic"
 
 	"github.com/spf13/cobra"
 
@@ -183,20 +181,7 @@ const applyAtOnce = 8
 
 // applyAll applies the filter to each target, and tells of each, in order.
 func (a *application) applyAll(ctx context.Context) []appliedTo {
-	applied := make([]appliedTo, len(a.targets))
-	var (
-		workers sync.WaitGroup
-		next    atomic.Int64
-	)
-	for range min(applyAtOnce, len(a.targets)) {
-		workers.Go(func() {
-			for i := next.Add(1) - 1; i < int64(len(a.targets)); i = next.Add(1) - 1 {
-				applied[i] = a.apply(ctx, &a.targets[i])
-			}
-		})
-	}
-	workers.Wait()
-	return applied
+	return each(len(a.targets), func(i int) appliedTo { return a.apply(ctx, &a.targets[i]) })
 }
 
 // apply puts the policy of a target in force, and tells of it.

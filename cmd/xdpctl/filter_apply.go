@@ -59,13 +59,11 @@ func newFilterApplyCommand(o *options) *cobra.Command {
 		Example: `  xdpctl filter apply default/web -f filter.json --dry-run
   xdpctl filter apply --all -f filter.yaml
   xdpctl filter show default/web -o json | jq .filter | xdpctl filter apply default/db -f -`,
-		Args: usageArgs(func(_ *cobra.Command, args []string) error {
-			switch {
-			case all && len(args) > 0:
-				return fmt.Errorf("takes no POD with --all, got %s", strings.Join(args, " "))
-			case !all && len(args) == 0:
-				return errors.New("takes a POD or more, or --all")
-			case file.name == "":
+		Args: usageArgs(func(cmd *cobra.Command, args []string) error {
+			if err := podsOrAll(&all)(cmd, args); err != nil {
+				return err
+			}
+			if file.name == "" {
 				return errors.New("-f FILE is missing; -f - is standard input")
 			}
 			return nil

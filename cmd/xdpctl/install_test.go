@@ -62,9 +62,20 @@ func newInstallNode(t *testing.T) *installNode {
 
 func (n *installNode) xdpctl(status int, args ...string) string {
 	n.Helper()
+	return n.command(status, append([]string{n.Binaries.Xdpctl()}, args...))
+}
+
+// confined is xdpctl with no other capabilities than those, as in a container.
+func (n *installNode) confined(capabilities string, args ...string) string {
+	n.Helper()
+	return n.command(0, append([]string{"setpriv", "--bounding-set=-all" + capabilities, "--no-new-privs", n.Binaries.Xdpctl()}, args...))
+}
+
+func (n *installNode) command(status int, args []string) string {
+	n.Helper()
 	var out, errs bytes.Buffer
 	args = append(args, "--bpffs", n.BPFFS)
-	cmd := exec.CommandContext(n.Context(), n.Binaries.Xdpctl(), args...)
+	cmd := exec.CommandContext(n.Context(), args[0], args[1:]...)
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := n.Do(cmd.Run) // a child process begins in the network namespace of the thread that starts it
 	var exit *exec.ExitError
@@ -130,7 +141,8 @@ func TestInstall(t *testing.T) {
 	if text, err := os.ReadFile(file); err != nil || string(text) != list {
 		t.Error(err, string(text))
 	}
-	n.xdpctl(0, append(n.dirs("conf", "bin"), "install", "--mode", "generic")...)
+	// with the capabilities of install/kubernetes: none, and those of uninstall below
+	n.contains(n.confined("", append(n.dirs("conf", "bin"), "install", "--mode", "generic")...), "is not checked: missing capabilities")
 	n.contains(n.xdpctl(0, append(n.dirs("conf", "bin"), "install")...), "10-pods.conflist  unchanged")
 	network := n.network()
 	third := n.run(network, "third")
@@ -178,7 +190,7 @@ func TestInstall(t *testing.T) {
 	n.contains(n.xdpctl(0, append(uninstall, "--keep-running")...), "restored")
 	n.contains(n.xdpctl(0, "pods"), "demo/first", "demo/second", "demo/third")
 	n.xdpctl(0, append(n.dirs("conf", "bin"), "install", "--mode", "generic")...)
-	n.contains(n.xdpctl(0, uninstall...), "detached", "restored", "removed")
+	n.contains(n.confined(",+bpf,+net_admin,+sys_admin,+sys_resource", uninstall...), "detached", "restored", "removed")
 	close(stop)
 	if err := <-lost; err != nil {
 		t.Error("packets were lost:", err)

@@ -102,7 +102,8 @@ func Put(path, temporary string, text []byte, a Attributes) error {
 }
 
 // Replace is Put where the file has to be as it was when it was read, else it is ErrChanged: nothing that
-// another program writes at the same moment is lost, if it writes by renaming.
+// another program writes at the same moment is lost, if it writes by renaming. Only one Replace of a file may
+// be under way: a second would not find back what the first puts back.
 func Replace(path, temporary string, was, text []byte, a Attributes) error {
 	err := writeTemporary(temporary, text, a)
 	if err == nil {

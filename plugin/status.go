@@ -7,12 +7,13 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
+	"github.com/xdp-cni/xdp-cni/plugin/request"
 )
 
 // status tells whether an ADD could succeed: code 50 if none can (CNI SPEC, section "STATUS"),
 // 51 if the node can take no more.
 func status(ctx context.Context, c *call) error {
-	mode, err := c.mode()
+	mode, err := request.Mode(c.datapath, c.conf)
 	if err == nil {
 		err = c.datapath.Ready(datapath.ReadyOptions{Mode: mode, Peers: c.conf.Stats.Peers, Redirect: c.conf.Redirect != nil})
 	}

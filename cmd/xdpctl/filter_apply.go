@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
-	"sync/atomic"
 
 	"github.com/spf13/cobra"
 
@@ -61,13 +59,11 @@ func newFilterApplyCommand(o *options) *cobra.Command {
 		Example: `  xdpctl filter apply default/web -f filter.json --dry-run
   xdpctl filter apply --all -f filter.yaml
   xdpctl filter show default/web -o json | jq .filter | xdpctl filter apply default/db -f -`,
-		Args: usageArgs(func(_ *cobra.Command, args []string) error {
-			switch {
-			case all && len(args) > 0:
-				return fmt.Errorf("takes no POD with --all, got %s", strings.Join(args, " "))
-			case !all && len(args) == 0:
-				return errors.New("takes a POD or more, or --all")
-			case file.name == "":
+		Args: usageArgs(func(cmd *cobra.Command, args []string) error {
+			if err := podsOrAll(&all)(cmd, args); err != nil {
+				return err
+			}
+			if file.name == "" {
 				return errors.New("-f FILE is missing; -f - is standard input")
 			}
 			return nil
@@ -183,20 +179,7 @@ const applyAtOnce = 8
 
 // applyAll applies the filter to each target, and tells of each, in order.
 func (a *application) applyAll(ctx context.Context) []appliedTo {
-	applied := make([]appliedTo, len(a.targets))
-	var (
-		workers sync.WaitGroup
-		next    atomic.Int64
-	)
-	for range min(applyAtOnce, len(a.targets)) {
-		workers.Go(func() {
-			for i := next.Add(1) - 1; i < int64(len(a.targets)); i = next.Add(1) - 1 {
-				applied[i] = a.apply(ctx, &a.targets[i])
-			}
-		})
-	}
-	workers.Wait()
-	return applied
+	return each(len(a.targets), func(i int) appliedTo { return a.apply(ctx, &a.targets[i]) })
 }
 
 // apply puts the policy of a target in force, and tells of it.

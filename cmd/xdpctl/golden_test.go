@@ -81,6 +81,9 @@ func TestGolden(t *testing.T) {
 		{"endpoints", endpoints, func(s style) string { return endpointsText(endpoints, s) }, []format{formatWide}},
 		{"drops", drops, func(s style) string { return dropsText(drops, s, now) }, nil},
 		{"version", version, func(style) string { return versionText(&version, true, now) }, nil},
+		{"install", sampleInstall(), func(style) string { return installText(sampleInstall()) }, nil},
+		{"uninstall", sampleUninstall(), func(style) string { return installText(sampleUninstall()) }, nil},
+		{"attach", sampleAttach(), func(style) string { return attachText(sampleAttach()) }, nil},
 		{"doctor", newDoctorReport(goodFacts()), func(style) string { return doctorText(newDoctorReport(goodFacts())) }, nil},
 		{"doctor-redirect", newDoctorReport(redirectingFacts()), func(style) string { return doctorText(newDoctorReport(redirectingFacts())) }, nil},
 		{"doctor-bad", newDoctorReport(badFacts()), func(style) string { return doctorText(newDoctorReport(badFacts())) }, nil},
@@ -119,9 +122,10 @@ func TestFollowGolden(t *testing.T) {
 	}
 }
 
-// TestHelpGolden has the help of the commands about filters, and of those that show them.
+// TestHelpGolden has the help of the commands about filters, of those that show them, and of installing.
 func TestHelpGolden(t *testing.T) {
-	for _, command := range []string{"", "stats", "pods", "drops", "endpoints", "trace", "filter", "filter show", "filter apply", "filter test"} {
+	for _, command := range []string{"", "stats", "pods", "drops", "endpoints", "trace", "filter", "filter show", "filter apply", "filter test",
+		"install", "uninstall", "attach", "detach"} {
 		status, stdout, stderr := xdpctl(t.Context(), append(strings.Fields(command), "--help")...)
 		if status != 0 || stderr != "" {
 			t.Errorf("%s: status %d, %q", command, status, stderr)

@@ -1,5 +1,5 @@
 // Command xdpctl shows what the xdp CNI plugin counts and runs on a node, checks it, changes the filters
-// of pods, and clears up after containers that are gone.
+// of pods, clears up after containers that are gone, and installs the plugin.
 package main
 
 import (

@@ -96,7 +96,8 @@ func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 	}
 }
 
-const rootHelp = `xdpctl shows what the xdp CNI plugin counts and runs on this node, and changes the filters of pods.
+const rootHelp = `xdpctl shows what the xdp CNI plugin counts and runs on this node, changes the filters of pods, and puts the
+plugin on a node and takes it away.
 
 All of it is in the pins under --bpffs. It is read without a lock and without disturbing the packet
 path; there is no daemon to ask. That takes root.
@@ -114,7 +115,8 @@ func newRootCommand(o *options) *cobra.Command {
 		Use:   "xdpctl",
 		Short: "Show, check and filter what the xdp CNI plugin sees of pods",
 		Long:  rootHelp,
-		Example: `  xdpctl stats
+		Example: `  xdpctl install
+  xdpctl stats
   xdpctl stats kube-system/coredns-5d78c9869d-x7v2k --watch 2s
   xdpctl stats -o json | jq '.[] | {pod: .pod.name, dropped: .egress.drop.packets}'
   xdpctl filter show default/web
@@ -151,14 +153,18 @@ func newRootCommand(o *options) *cobra.Command {
 
 	root.AddCommand(newPodsCommand(o), newStatsCommand(o), newPeersCommand(o),
 		newFilterCommand(o), newDropsCommand(o), newEndpointsCommand(o), newTraceCommand(o), newIPAMCommand(o),
-		newDoctorCommand(o), newGCCommand(o), newVersionCommand(o))
+		newDoctorCommand(o), newGCCommand(o), newVersionCommand(o),
+		newInstallCommand(o), newUninstallCommand(o), newAttachCommand(o), newDetachCommand(o))
 	return root
 }
 
 // datapath is the way to the node's attachments.
-func (o *options) datapath() *datapath.Datapath {
+func (o *options) datapath() *datapath.Datapath { return o.datapathAt(o.bpffs) }
+
+// datapathAt is the way to attachments that are pinned elsewhere.
+func (o *options) datapathAt(bpffs string) *datapath.Datapath {
 	return datapath.New(datapath.Options{
-		Root:    pins.NewRoot(o.bpffs),
+		Root:    pins.NewRoot(bpffs),
 		Version: release.Version(),
 		Log:     slog.New(slog.NewTextHandler(o.err, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})

@@ -35,16 +35,18 @@ const (
 )
 
 type DatapathDirectFlow struct {
-	_            structs.HostLayout
-	Seen         uint64
-	Owner        [2]uint64
-	Sent         [2]uint32
-	Delivered    [2]uint32
-	SynSent      uint32
-	SynDelivered uint32
-	Opener       uint8
-	Tainted      uint8
-	Pad          [6]uint8
+	_               structs.HostLayout
+	Seen            uint64
+	Owner           [2]uint64
+	Sent            [2]uint32
+	Delivered       [2]uint32
+	SynSent         uint32
+	SynDelivered    uint32
+	AnswerSent      uint32
+	AnswerDelivered uint32
+	Opener          uint8
+	Tainted         uint8
+	Pad             [6]uint8
 }
 
 type DatapathDirectKey struct {
@@ -396,6 +398,7 @@ type DatapathView struct {
 		Pad     uint8
 	}
 	Direct DatapathDirectKey
+	Begin  DatapathDirectFlow
 	Target DatapathEndpoint
 	Sent   DatapathFlowKey
 }

@@ -208,7 +208,7 @@ func (w *world) send(c *chat, toServer bool, flags uint8, odd bool) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.sent(t)
+	w.sent(from, t)
 	to := w.podAt(t.dst.Addr())
 	truth := w.truth(t)
 	truth.idle = 0
@@ -279,8 +279,12 @@ func (w *world) land(i int) {
 }
 
 // sent notes what a pod sent.
-func (w *world) sent(t tuple) {
-	if t.protocol != packets.ProtocolTCP {
+func (w *world) sent(from *nodePod, t tuple) {
+	switch {
+	case t.protocol == packets.ProtocolTCP:
+	case from.native():
+		w.last = tuple{} // not compared with
+	default:
 		w.last = t
 	}
 }
@@ -384,7 +388,7 @@ func (w *world) spoof() {
 	if err != nil || verdict != w.hook.pass() {
 		w.t.Fatalf("a spoofed packet has verdict %d, %v: %x", int32(verdict), err, out)
 	}
-	w.sent(t)
+	w.sent(from, t)
 	w.stats.spoofed++
 	// one that comes where a translated one does not would make up for it in what is counted
 	ruled := c.protocol != packets.ProtocolTCP && (c.dst.Port() == 8080 || c.source.Port() >= 50000)

@@ -44,8 +44,10 @@ struct direct_flow {
 	__u32 delivered[DIRECT_ENDS]; /* packets of that end that the stack brought to the other */
 	__be32 syn_sent;              /* sequence number of the SYN that opened it, TCP only */
 	__be32 syn_delivered;         /* and of the one that the stack brought to the other end */
-	__u8 opener;                  /* enum direct_end that sent the SYN */
-	__u8 tainted;                 /* not TCP: something else comes under the same addresses */
+	__be32 answer_sent;           /* the same of the SYN+ACK */
+	__be32 answer_delivered;
+	__u8 opener;  /* enum direct_end that sent the SYN */
+	__u8 tainted; /* not TCP: something else comes under the same addresses */
 	__u8 pad[6];
 };
 
@@ -65,8 +67,8 @@ struct {
 
 /*
  * Whether a flow is known to be left as it is by the stack. Of TCP: the SYN that one end sent is
- * the one that came to the other, by its sequence number, which no NAT changes; and the answer was
- * seen at both ends. A connection that began before is not known. Else: at both ends as many
+ * the one that came to the other, by its sequence number, which no NAT changes; and so is the
+ * answer, which a proxy in the stack (SYNPROXY) would give with a number of its own. A connection that began before is not known. Else: at both ends as many
  * packets were seen each way, and none came that was not sent so.
  */
 static __always_inline bool direct_known(const struct direct_flow *flow, __u8 protocol)
@@ -75,7 +77,8 @@ static __always_inline bool direct_known(const struct direct_flow *flow, __u8 pr
 		__u32 answerer = !flow->opener;
 
 		return flow->syn_sent == flow->syn_delivered && flow->delivered[flow->opener & 1] &&
-		       flow->sent[answerer] && flow->delivered[answerer];
+		       flow->answer_sent == flow->answer_delivered && flow->sent[answerer] &&
+		       flow->delivered[answerer];
 	}
 	return !flow->tainted && flow->delivered[DIRECT_LOW] && flow->delivered[DIRECT_HIGH] &&
 	       flow->sent[DIRECT_LOW] == flow->delivered[DIRECT_LOW] &&

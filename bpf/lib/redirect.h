@@ -88,25 +88,24 @@ static __always_inline bool redirect_opens(const struct view *view)
  * what is known of it, NULL for nothing.
  */
 static __always_inline void redirect_sent(struct view *view, struct direct_flow *flow,
-					  const struct slot *slot, __u32 number,
-					  enum direct_end end, __u64 now)
+					  const struct slot *slot, enum direct_end end, __u64 now)
 {
-	struct direct_flow begin = {.seen = now};
+	struct direct_flow *begin = &view->begin;
 	const struct endpoint *source;
 
 	if (view->key.protocol == IPPROTO_TCP) {
 		if (!(view->tcp_flags & TCP_SYN))
 			return;
 		if (!redirect_opens(view)) {
-			if (flow)
+			if (flow) {
 				flow->sent[end & 1] = 1;
+				if (flow->opener != end)
+					flow->answer_sent = view->sequence;
+			}
 			return;
 		}
 		if (flow && flow->opener == end && flow->syn_sent == view->sequence)
 			return;
-		begin.syn_sent = view->sequence;
-		begin.syn_delivered = ~view->sequence;
-		begin.opener = end;
 	} else if (flow) {
 		__sync_fetch_and_add(&flow->sent[end & 1], view->packets);
 		flow->seen = now;
@@ -114,19 +113,19 @@ static __always_inline void redirect_sent(struct view *view, struct direct_flow 
 	}
 	/* who sends with another's address is not to spoil what is known of the other's flows */
 	source = redirect_find(view->key.local, slot->self.network);
-	if (!source || source->slot != number)
+	if (!source || source->owner != slot->self.owner)
 		return;
-	/* in a variable place of the stack nothing can be written on all kernels */
-	if (end == DIRECT_LOW) {
-		begin.owner[DIRECT_LOW] = slot->self.owner;
-		begin.owner[DIRECT_HIGH] = view->target.owner;
-		begin.sent[DIRECT_LOW] = view->packets;
-	} else {
-		begin.owner[DIRECT_LOW] = view->target.owner;
-		begin.owner[DIRECT_HIGH] = slot->self.owner;
-		begin.sent[DIRECT_HIGH] = view->packets;
+	__builtin_memset(begin, 0, sizeof(*begin));
+	begin->seen = now;
+	begin->owner[end & 1] = slot->self.owner;
+	begin->owner[!end] = view->target.owner;
+	begin->sent[end & 1] = view->packets;
+	if (view->key.protocol == IPPROTO_TCP) {
+		begin->syn_sent = view->sequence;
+		begin->syn_delivered = ~view->sequence;
+		begin->opener = end;
 	}
-	bpf_map_update_elem(&direct_flows, &view->direct, &begin, BPF_ANY);
+	bpf_map_update_elem(&direct_flows, &view->direct, begin, BPF_ANY);
 }
 
 /* Whether two addresses and their ports are the same. */
@@ -141,8 +140,8 @@ static __always_inline bool redirect_same(const __u8 *one, __be16 one_port, cons
 /*
  * Whether the packet in view, which the stack brought, is what a pod sent last on this CPU, but
  * for where to: translated. The stack brings a packet to the other pod before this CPU takes the
- * next one; where it does not, as behind native XDP, which takes some at once, the two mostly have
- * nothing in common.
+ * next one, mostly. Behind native XDP, which sees a batch before any of it is brought, it does not:
+ * what those pods send is not noted.
  */
 static __always_inline bool redirect_is_other(const struct view *view)
 {
@@ -164,7 +163,7 @@ static __always_inline void redirect_count(struct view *view, struct direct_flow
 					   const struct slot *slot, enum direct_end sender)
 {
 	struct direct_flow suspect = {.tainted = true};
-	const struct endpoint *source;
+	const struct endpoint *source, *own;
 	__u64 now = clock_now();
 
 	if (flow && direct_live(flow, view->key.protocol, now)) {
@@ -174,6 +173,10 @@ static __always_inline void redirect_count(struct view *view, struct direct_flow
 			flow->tainted = true;
 		return;
 	}
+	/* a bridge floods what is for others, too */
+	own = redirect_find(view->key.local, slot->self.network);
+	if (!own || own->owner != slot->self.owner)
+		return;
 	source = redirect_find(view->key.remote, slot->self.network);
 	if (!source || source->owner == slot->self.owner ||
 	    !endpoint_pairs(source, &slot->self, view->key.protocol))
@@ -212,6 +215,8 @@ __attribute__((noinline)) int redirect_delivered(__u32 number)
 	if (redirect_opens(view)) {
 		/* also a translated one, which then differs from what was sent */
 		flow->syn_delivered = flow->opener == sender ? view->sequence : ~flow->syn_sent;
+	} else if (flow->opener != sender) {
+		flow->answer_delivered = view->sequence;
 	}
 	flow->delivered[sender & 1] = 1;
 	return 0;
@@ -252,8 +257,11 @@ __attribute__((noinline)) int redirect_way(__u32 number)
 
 	if (!slot || !view || !(view->flags & VIEW_PLAIN))
 		return WAY_SPECIAL;
-	if (view->key.protocol != IPPROTO_TCP)
+	if (view->key.protocol != IPPROTO_TCP) {
 		view->sent = view->key;
+		if (slot->self.mode == POD_MODE_NATIVE)
+			view->sent.protocol = 0; /* of no packet */
+	}
 	target = redirect_find(view->key.remote, slot->self.network);
 	if (!target || target->slot == number)
 		return WAY_STRANGER;
@@ -278,7 +286,7 @@ __attribute__((noinline)) int redirect_way(__u32 number)
 				  (protocol == IPPROTO_TCP && (view->tcp_flags & TCP_SYN))))
 		way = WAY_UNKNOWN;
 	if (way != WAY_DIRECT) {
-		redirect_sent(view, flow, slot, number, end, now);
+		redirect_sent(view, flow, slot, end, now);
 		return way;
 	}
 	if (now > flow->seen + CLOCK_SECOND)

@@ -66,8 +66,10 @@ struct view {
 	__u8 parsed[PACKET_REST]; /* the packet that was parsed, without its pointers */
 	struct decision decision; /* the filter's, here for the same reason */
 	struct direct_key direct; /* the redirect's, the same; its padding is never written */
-	struct endpoint target;   /* the pod that the packet goes to directly */
-	struct flow_key sent;     /* what a pod sent before, but for TCP: see redirect_is_other() */
+	struct direct_flow
+		begin;          /* a new entry in direct_flows: older kernels have no stack left */
+	struct endpoint target; /* the pod that the packet goes to directly */
+	struct flow_key sent;   /* what a pod sent before, but for TCP: see redirect_is_other() */
 };
 
 struct {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -29,7 +30,7 @@ func (d *Datapath) unfit(m *Meta) ([]string, error) {
 		return nil, err
 	}
 	found, err := obstacles(host, own{programs: []ebpf.ProgramID{m.egressProgram, m.ingressProgram}}, tcx)
-	if err != nil || m.Mode == ModeGeneric {
+	if err != nil {
 		return found, err
 	}
 	end, err := m.podEnd()
@@ -43,10 +44,11 @@ func (d *Datapath) unfit(m *Meta) ([]string, error) {
 		return nil, err
 	}
 	defer end.Close()
-	if m.Mode == ModeTCX {
+	if m.Mode != ModeNative {
 		runs, err := end.RunsXDP()
 		if runs {
-			// it puts socket buffers behind the driver (skb_do_redirect() in net/core/filter.c)
+			// it puts socket buffers behind the driver (skb_do_redirect() in net/core/filter.c); pods in mode
+			// tcx send so to generic ones too
 			found = append(found, m.IfName+" runs an XDP program, which bpf_redirect_peer() passes by: mode native does not")
 		}
 		return found, err
@@ -98,9 +100,45 @@ func (d *Datapath) refit(ctx context.Context, a Attachment) error {
 			if _, err := readMeta(d.Root.Pod(pins.ID(a.Meta.ContainerID, a.Meta.IfName))); errors.Is(err, ErrNotFound) {
 				return nil // DEL has begun
 			}
+			if !inForce {
+				// what came meanwhile was not noted
+				if err := n.forgetFlows(a.Meta.owner); err != nil {
+					return err
+				}
+			}
 			return n.setRedirect(number, !inForce)
 		})
 	})
+}
+
+// forgetFlows removes what is known of the flows of an attachment.
+func (n *node) forgetFlows(owner uint64) error {
+	flows, err := n.open(pinDirectFlows)
+	if err != nil {
+		return err
+	}
+	defer flows.Close()
+	var (
+		key  bpf.DatapathDirectKey
+		flow bpf.DatapathDirectFlow
+		own  []bpf.DatapathDirectKey
+	)
+	entries := flows.Iterate()
+	for entries.Next(&key, &flow) {
+		if slices.Contains(flow.Owner[:], owner) {
+			own = append(own, key)
+		}
+	}
+	// others come and go meanwhile; ours do not while redirect is off
+	if err := entries.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
+		return fmt.Errorf("reading the node's map %s: %w", pinDirectFlows, err)
+	}
+	for _, key := range own {
+		if err := flows.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("removing a flow from the node's map %s: %w", pinDirectFlows, err)
+		}
+	}
+	return nil
 }
 
 // redirects tells whether the attachment's packets go directly; found is false if it has no slot.

@@ -79,7 +79,8 @@ func (a *attaching) raiseLimits(end *podend.End) error {
 	if err != nil {
 		return err
 	}
-	if routed {
+	// larger IPv6 packets have a hop-by-hop header, with which they go by the stack, and the rest of their flow not
+	if routed || a.Redirect != nil {
 		to = bigtcp.IPv4(size)
 	}
 	_, err = bigtcp.Set(a.host, end, to, func(sizes bigtcp.Sizes) error {

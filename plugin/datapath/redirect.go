@@ -26,7 +26,8 @@ type Redirect struct {
 }
 
 // Pins of the node for redirect. A DEVMAP takes programs with multi-buffer support or without, not both
-// (__bpf_prog_map_compatible() in kernel/bpf/core.c), so there is one for each.
+// (map_type_contains_progs() and __bpf_prog_map_compatible() in kernel/bpf/core.c). 6.18 holds a DEVMAP_HASH to
+// that no more than 5.10, which had only one kind; with one for each it does not matter what a kernel does.
 const (
 	pinEndpoints    = bpf.DatapathMapEndpoints
 	pinDirectFlows  = bpf.DatapathMapDirectFlows
@@ -144,6 +145,8 @@ func (m *Meta) describe(slot uint32, mtu int) (bpf.DatapathEndpoint, error) {
 	if err != nil {
 		return e, fmt.Errorf("looking up %s: %w", m.HostName, err)
 	}
+	// the stack asks the host end's
+	e.Mtu = min(e.Mtu, uint32(host.Attrs().MTU))
 	router := host.Attrs().HardwareAddr
 	if master := host.Attrs().MasterIndex; master != 0 {
 		bridge, err := netlink.LinkByIndex(master)

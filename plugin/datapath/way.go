@@ -348,7 +348,7 @@ func flowState(f *bpf.DatapathDirectFlow, protocol uint8) FlowState {
 	whole := f.Sent == f.Delivered
 	if protocol == unix.IPPROTO_TCP {
 		answerer := end(f.Opener != uint8(bpf.DatapathDirectEndDIRECT_LOW))
-		whole = f.SynSent == f.SynDelivered
+		whole = f.SynSent == f.SynDelivered && f.AnswerSent == f.AnswerDelivered
 		both = both && f.Sent[answerer] != 0
 	}
 	switch {

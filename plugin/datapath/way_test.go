@@ -487,7 +487,7 @@ func randomFlow(random *rand.Rand, t *testing.T, sender, target uint64, low bool
 	}
 	f := bpf.DatapathDirectFlow{
 		Seen: uint64(now.Nano()), Owner: [2]uint64{target, sender}, Sent: [2]uint32{1, 1}, Delivered: [2]uint32{1, 1},
-		SynSent: 7, SynDelivered: 7, Opener: uint8(random.IntN(2)),
+		SynSent: 7, SynDelivered: 7, AnswerSent: 8, AnswerDelivered: 8, Opener: uint8(random.IntN(2)),
 	}
 	if low {
 		f.Owner = [2]uint64{sender, target}
@@ -505,6 +505,8 @@ func randomFlow(random *rand.Rand, t *testing.T, sender, target uint64, low bool
 		f.Sent[0], f.Delivered[0] = 0, 0
 	case 5:
 		f.SynDelivered = ^f.SynSent
+	case 9:
+		f.AnswerDelivered++
 	case 6:
 		f.Tainted = 1
 	case 7:

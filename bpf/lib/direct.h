@@ -88,5 +88,7 @@ static __always_inline bool direct_known(const struct direct_flow *flow, __u8 pr
 /* Whether what is known of a flow still holds at now. A TCP connection ends with the next SYN. */
 static __always_inline bool direct_live(const struct direct_flow *flow, __u8 protocol, __u64 now)
 {
-	return protocol == IPPROTO_TCP || now < flow->seen + DIRECT_TIMEOUT * CLOCK_SECOND;
+	/* signed: another CPU may have seen a packet since now */
+	return protocol == IPPROTO_TCP ||
+	       (__s64)(now - flow->seen) < (__s64)(DIRECT_TIMEOUT * CLOCK_SECOND);
 }

@@ -30,7 +30,7 @@ func TestPaths(t *testing.T) {
 	for _, path := range []struct {
 		attribute string
 		find      func(t *testing.T, n *tests.Node, kernel datapath.Features) string
-	}{{"tc", tcHooks}, {"frags", frags}, {"native-redirect", nativeTargets}, {"big-tcp", bigTCP}} {
+	}{{"tc", tcHooks}, {"frags", frags}, {"native-redirect", nativeRedirect}, {"big-tcp", bigTCP}} {
 		var found string
 		t.Run(path.attribute, func(t *testing.T) { found = path.find(t, n, kernel) })
 		if found != "" {
@@ -123,29 +123,14 @@ func frags(t *testing.T, n *tests.Node, kernel datapath.Features) string {
 	return either(kernel.XDPFrags, "yes", "no")
 }
 
-// nativeTargets: pods to which native redirect goes are those with GRO, which the plugin turns on, or only those that
+// nativeRedirect: pods to which native redirect goes are those with GRO, which the plugin turns on, or only those that
 // run XDP.
-func nativeTargets(t *testing.T, n *tests.Node, _ datapath.Features) string {
+func nativeRedirect(t *testing.T, n *tests.Node, _ datapath.Features) string {
 	pod, veth, refused := pathPod(t, n, 0, tests.Conf{"mode": "native", "redirect": true})
 	if refused != nil {
 		t.Fatal(refused)
 	}
-	receives := func() (err error) {
-		_ = n.Do(func() error {
-			var end *podend.End
-			end, err = podend.Open(podend.Options{
-				Netns: pod.NetNS(), IfName: pod.IfName, PodIndex: veth.PodIndex, HostIndex: veth.HostIndex,
-			})
-			if err != nil {
-				return err
-			}
-			defer end.Close()
-			err = end.Receives()
-			return err
-		})
-		return err
-	}
-	err := receives()
+	err := receives(n, pod, veth.HostIndex, veth.PodIndex)
 	if err == nil {
 		return "any pod (GRO)"
 	}
@@ -167,7 +152,7 @@ func nativeTargets(t *testing.T, n *tests.Node, _ datapath.Features) string {
 		t.Cleanup(func() { l.Close() })
 		return nil
 	})
-	if err := receives(); err != nil {
+	if err := receives(n, pod, veth.HostIndex, veth.PodIndex); err != nil {
 		t.Error(err)
 	}
 	return "pods with XDP"

@@ -37,7 +37,8 @@ func startRedirected(t *testing.T, shape func(n *tests.Node) tests.Conf, xdp tes
 }
 
 // checkSums checks that one pod got all that the other sent, directly or not. Generic XDP does not see how many
-// packets a GSO packet stands for: then only bytes are compared.
+// packets a GSO packet stands for: then only bytes are compared. Of TCP in native mode by the stack only packets are: GRO at
+// the host end merges frames, and their headers.
 func checkSums(t *testing.T, mode string, client, server stats) {
 	t.Helper()
 	for _, way := range []struct {
@@ -49,7 +50,8 @@ func checkSums(t *testing.T, mode string, client, server stats) {
 	} {
 		for _, protocol := range []string{"tcp", "udp"} {
 			from, to := way.from[protocol], way.to[protocol]
-			if from.Bytes != to.Bytes || mode != "generic" && from.Packets != to.Packets {
+			merged := protocol == "tcp" && mode == "native" && !goesDirect(protocol, mode, mode)
+			if !merged && from.Bytes != to.Bytes || mode != "generic" && from.Packets != to.Packets {
 				t.Errorf("%s %s: %v was sent and %v came", protocol, way.name, from, to)
 			}
 		}

@@ -30,11 +30,11 @@ var packages = []string{
 
 // short is what -short runs of them: what meets the kernel most, and does not take long in software.
 var short = map[string]string{
-	"tests/integration": "^(TestPaths|TestCounters|TestJumbo|TestRedirect|TestRedirectBigTCP|TestFilter)$",
-	"plugin/datapath":   "^(TestAttach|TestCheck|TestDetach)",
-	"plugin/podend":     ".",
-	"plugin/bigtcp":     ".",
-	"bpf":               "^(TestVerifier|TestObjects|TestEthernet|TestIPv4|TestIPv6|TestTransport|TestSlots|TestRuleCounters)$",
+	"tests/integration": "^(TestPaths|TestExactCounts|TestRedirect)$/(^(tc|frags|native-redirect|big-tcp)$|_ptp$|^ptp_)",
+	"plugin/datapath":   "^(TestAttachIsWhole|TestCheckClsact|TestNativeLimits|TestForeign.*|TestMemlock|TestPolicyBeforeHook)$",
+	"plugin/podend":     "^",
+	"plugin/bigtcp":     "^",
+	"bpf":               "^(TestVerifier|TestObjects|TestEthernet|TestIPv4|TestIPv6|TestTransport|TestSlots)$",
 }
 
 type options struct {

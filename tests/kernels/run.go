@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -112,19 +113,21 @@ func (s suite) runJob(ctx context.Context, k *kernel, j job) (ok bool, err error
 	cmd.Dir = j.pkg
 	cmd.Env = append(os.Environ(), tests.BinariesEnv+"="+s.binaries, priv.RequireRoot+"=1")
 	var output bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &output, &output
+	both := io.MultiWriter(log, &output)
+	cmd.Stdout, cmd.Stderr = both, both
 	began := time.Now()
 	runErr := cmd.Run()
-	if _, err := log.Write(output.Bytes()); err != nil {
-		return false, err
-	}
 	if ctx.Err() != nil {
 		return false, context.Cause(ctx)
 	}
 	r := k.read(output.Bytes())
 	ok = runErr == nil && r.passed > 0
-	fmt.Printf("%-7s %-18s %3d passed, %d failed, %d skipped in %s\n", k.name, j.pkg, r.passed, r.failed, r.skipped,
-		time.Since(began).Round(time.Second))
+	var used time.Duration
+	if state := cmd.ProcessState; state != nil {
+		used = state.UserTime() + state.SystemTime()
+	}
+	fmt.Printf("%-7s %-18s %3d passed, %d failed, %d skipped in %s (%s of a processor)\n", k.name, j.pkg, r.passed, r.failed,
+		r.skipped, time.Since(began).Round(time.Second), used.Round(time.Second))
 	if !ok {
 		fmt.Printf("%v\n%s\n", runErr, failures(output.Bytes()))
 	}

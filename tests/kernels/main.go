@@ -30,7 +30,7 @@ var packages = []string{
 
 // short is what -short runs of them: what meets the kernel most, and does not take long in software.
 var short = map[string]string{
-	"tests/integration": "^(TestPaths|TestExactCounts|TestRedirect)$/(^(tc|frags|native-redirect|big-tcp)$|_ptp$|^ptp_)",
+	"tests/integration": "^(TestPaths|TestExactCounts|TestRedirect)$/(^(tc|frags|native-redirect|big-tcp)$|^(generic|tcx)_ptp$|^ptp_)",
 	"plugin/datapath":   "^(TestAttachIsWhole|TestCheckClsact|TestNativeLimits|TestForeign.*|TestMemlock|TestPolicyBeforeHook)$",
 	"plugin/podend":     "^",
 	"plugin/bigtcp":     "^",

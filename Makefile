@@ -14,10 +14,10 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X $(MODULE)/interna
 BPF_CFLAGS := -isystem /usr/include/$(shell uname -m)-linux-gnu
 C_FILES := bpf/datapath.c $(wildcard bpf/lib/*.h)
 
-.PHONY: help generate verify build test bench demo clean
+.PHONY: help generate verify build test test-kernels bench demo clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
 
 generate: ## compile the BPF programs and generate their Go (clang 16 or later, libbpf-dev)
 	BPF2GO_CC=$(CLANG) BPF2GO_STRIP=$(LLVM_STRIP) BPF2GO_CFLAGS="$(BPF_CFLAGS)" go generate ./bpf
@@ -39,6 +39,12 @@ build: ## build the static binaries into bin/
 test: build ## build and run every test (root)
 	go test -timeout 30m -count=1 $(GOTESTFLAGS) ./...
 	cd tests/manifests && go test -count=1 $(GOTESTFLAGS) ./...
+
+KERNELS ?= /var/cache/kernels
+
+test-kernels: ## run the tests that need root on other kernels, in VMs: ONLY="5.10 newest" KERNELSFLAGS=-short (root, QEMU)
+	tests/kernels/fetch.sh $(KERNELS) $(ONLY)
+	go run ./tests/kernels -dir $(KERNELS) -only "$(ONLY)" $(KERNELSFLAGS)
 
 bench: build ## measure, and print tables of ratios (root; bounded, about 35 minutes)
 	go run ./tests/bench

@@ -15,7 +15,9 @@ import (
 func status(ctx context.Context, c *call) error {
 	mode, err := request.Mode(c.datapath, c.conf)
 	if err == nil {
-		err = c.datapath.Ready(datapath.ReadyOptions{Mode: mode, Peers: c.conf.Stats.Peers, Redirect: c.conf.Redirect != nil})
+		err = c.datapath.Ready(datapath.ReadyOptions{
+			Mode: mode, Peers: c.conf.Stats.Peers, Redirect: c.conf.Redirect != nil, BigTCP: request.BigTCP(c.conf),
+		})
 	}
 	// runtimes ask often: it is the time to see what has become of the pods
 	if refitErr := c.datapath.Refit(ctx); refitErr != nil {

@@ -44,6 +44,18 @@ func (r *rig) addPod(name string, options tests.VethOptions) {
 	}
 }
 
+// newBigRig is newRig for tests of what a kernel without BIG TCP for IPv4 (below 6.3) has not.
+func newBigRig(t *testing.T) *rig {
+	t.Helper()
+	r := newRig(t)
+	if err := r.node.Do(Supported); errors.Is(err, ErrUnsupported) {
+		t.Skip(err)
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
 // do runs f in the node's network namespace, with both ends of the veth.
 func (r *rig) do(f func(host netlink.Link, pod *podend.End) error) error {
 	r.t.Helper()
@@ -132,7 +144,7 @@ func (r *rig) expect(when string, host, pod Limits) {
 }
 
 func TestSetAndRestore(t *testing.T) {
-	r := newRig(t)
+	r := newBigRig(t)
 	// legacy sizes for the others set these for IPv4 too: whoever restores must know
 	odd := Limits{GSO: 30000, GRO: 65536, GSOIPv4: 90000, GROIPv4: 250000}
 	for _, before := range []Limits{plain, odd} {
@@ -169,7 +181,7 @@ func TestSetAndRestore(t *testing.T) {
 
 // TestRestoreKeeps: what somebody changed after us stays, at each end.
 func TestRestoreKeeps(t *testing.T) {
-	r := newRig(t)
+	r := newBigRig(t)
 	sizes := r.mustSet(Both(Size))
 	r.write(r.node, r.veth.HostIndex, Limits{Size, 100000, Size, 70000})
 	r.write(r.pod, r.veth.PodIndex, Limits{100000, Size, 70000, Size})
@@ -188,7 +200,7 @@ func TestRestoreKeeps(t *testing.T) {
 // TestSetFails: what fails is undone. A size that a veth refuses fails at the first limit, and one that it refuses for
 // IPv4 after others are set.
 func TestSetFails(t *testing.T) {
-	r := newRig(t)
+	r := newBigRig(t)
 	failure := errors.New("failure")
 	if sizes, err := r.set(Both(Size), func(Sizes) error { return failure }); sizes != (Sizes{}) || !errors.Is(err, failure) {
 		t.Errorf("the note fails: %+v, %v", sizes, err)
@@ -221,11 +233,19 @@ func remove(ifindex int) error {
 	return netlink.LinkDel(l)
 }
 
+// TestSupported: a kernel without says so, and then nothing is changed or noted.
 func TestSupported(t *testing.T) {
 	r := newRig(t)
-	// fails below 6.3, where nothing in this package works
-	if err := r.node.Do(Supported); err != nil {
+	switch err := r.node.Do(Supported); {
+	case errors.Is(err, ErrUnsupported):
+		sizes, err := r.set(Both(Size), func(Sizes) error { return errors.New("noted") })
+		if !errors.Is(err, ErrUnsupported) || sizes != (Sizes{}) {
+			t.Errorf("set without BIG TCP: %+v, %v, want ErrUnsupported", sizes, err)
+		}
+	case err != nil:
 		t.Error(err)
+	default:
+		r.mustRestore(r.mustSet(Both(Size)))
 	}
 	old := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{GSOMaxSize: 65536}}
 	if err := supported(old); !errors.Is(err, ErrUnsupported) {
@@ -238,7 +258,7 @@ func TestSupported(t *testing.T) {
 
 // TestLimit: all default routes count, of both families, and no other route.
 func TestLimit(t *testing.T) {
-	r := newRig(t)
+	r := newBigRig(t)
 	expect := func(when string, want uint32) {
 		t.Helper()
 		var got uint32
@@ -302,7 +322,7 @@ func TestSegmented(t *testing.T) {
 		netip.MustParsePrefix("10.1.0.2/24"), netip.MustParsePrefix("10.1.0.1/24"),
 		netip.MustParsePrefix("10.2.0.2/24"), netip.MustParsePrefix("10.2.0.1/24"),
 	}
-	r := newRig(t)
+	r := newBigRig(t)
 	if err := r.node.Sysctl("net/ipv4/ip_forward", "1"); err != nil {
 		t.Fatal(err)
 	}

@@ -21,7 +21,7 @@ const (
 	// BigTCPOn raises them to bigtcp.Size.
 	BigTCPOn
 	// BigTCPAuto raises them no further than the devices of the default routes allow, and not at all where
-	// the kernel cannot.
+	// the kernel or the mode cannot.
 	BigTCPAuto
 )
 
@@ -60,16 +60,16 @@ func (a *attaching) raiseLimits(end *podend.End) error {
 	if a.BigTCP == BigTCPOff {
 		return nil
 	}
-	if a.Mode != ModeTCX {
-		return fmt.Errorf("%w: BIG TCP in mode %s: it needs tcx", ErrUnsupported, a.Mode)
+	err := hasBigTCP(a.Mode)
+	if a.BigTCP == BigTCPAuto && errors.Is(err, ErrUnsupported) {
+		a.Log.Info("leaving the limits of GSO and GRO as they are", "because", err)
+		return nil
+	}
+	if err != nil {
+		return err
 	}
 	size := uint32(bigtcp.Size)
 	if a.BigTCP == BigTCPAuto {
-		if err := bigtcp.Supported(); errors.Is(err, bigtcp.ErrUnsupported) {
-			a.Log.Info("leaving the limits of GSO and GRO as they are", "because", err)
-			return nil
-		}
-		var err error
 		if size, err = bigtcp.Limit(); err != nil {
 			return err
 		}
@@ -88,8 +88,18 @@ func (a *attaching) raiseLimits(end *podend.End) error {
 		a.meta.flags |= bpf.DatapathPodFlagPOD_BIG_TCP
 		return a.note()
 	})
+	return err
+}
+
+// hasBigTCP returns ErrUnsupported if a pod of that mode cannot have BIG TCP on this kernel.
+func hasBigTCP(mode Mode) error {
+	err := bigtcp.Supported()
 	if errors.Is(err, bigtcp.ErrUnsupported) {
 		return fmt.Errorf("%w: %w", ErrUnsupported, err)
+	}
+	if err == nil && mode != ModeTCX {
+		// auto is tcx only where the kernel has links at tc
+		return fmt.Errorf("%w: BIG TCP in mode %s: it needs tcx", ErrUnsupported, mode)
 	}
 	return err
 }

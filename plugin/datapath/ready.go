@@ -13,6 +13,8 @@ type ReadyOptions struct {
 	Peers uint32
 	// Redirect: their packets are to go directly where they can.
 	Redirect bool
+	// BigTCP: they are to have it; only BigTCPOn asks for more than there may be.
+	BigTCP BigTCP
 }
 
 // Ready returns nil if Attach could succeed, else what is in its way: the kernel, the privileges,
@@ -30,6 +32,11 @@ func (d *Datapath) Ready(opts ReadyOptions) error {
 	if opts.Peers > 0 {
 		if err := features.HaveMapType(ebpf.LRUCPUHash); err != nil {
 			return fmt.Errorf("%w: per-peer counters: %w", ErrUnsupported, err)
+		}
+	}
+	if opts.BigTCP == BigTCPOn {
+		if err := hasBigTCP(opts.Mode); err != nil {
+			return err
 		}
 	}
 	mounted, err := d.Root.Mounted()

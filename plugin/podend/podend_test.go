@@ -380,7 +380,10 @@ func TestRenamed(t *testing.T) {
 	r := newRig(t, tests.VethOptions{})
 	before := r.fresh()
 	e := r.open()
-	r.do(func(pod netlink.Link) error { return netlink.LinkSetName(pod, "renamed") })
+	r.do(func(pod netlink.Link) error {
+		// kernels below 6.2 do not rename what is up
+		return errors.Join(netlink.LinkSetDown(pod), netlink.LinkSetName(pod, "renamed"), netlink.LinkSetUp(pod))
+	})
 	changes := r.mustPrepare(e)
 	if changes != all {
 		t.Errorf("changed %b", changes)

@@ -64,12 +64,7 @@ func (r Request) Options(d *datapath.Datapath) (datapath.AttachOptions, error) {
 			AcrossNetworks: to.AcrossNetworks, MaxEndpoints: to.MaxEndpoints, MaxFlows: to.MaxFlows,
 		}
 	}
-	switch r.Conf.BigTCP {
-	case conf.BigTCPOn:
-		opts.BigTCP = datapath.BigTCPOn
-	case conf.BigTCPAuto:
-		opts.BigTCP = datapath.BigTCPAuto
-	}
+	opts.BigTCP = BigTCP(r.Conf)
 	for _, address := range attachment.Addresses(result, r.Netns, r.IfName) {
 		ip, ok := netip.AddrFromSlice(address.IP)
 		if !ok {
@@ -99,5 +94,17 @@ func Mode(d *datapath.Datapath, c *conf.Config) (datapath.Mode, error) {
 		return d.AutoMode()
 	default:
 		return datapath.ModeGeneric, nil
+	}
+}
+
+// BigTCP returns what a configuration says of BIG TCP.
+func BigTCP(c *conf.Config) datapath.BigTCP {
+	switch c.BigTCP {
+	case conf.BigTCPOn:
+		return datapath.BigTCPOn
+	case conf.BigTCPAuto:
+		return datapath.BigTCPAuto
+	default:
+		return datapath.BigTCPOff
 	}
 }

@@ -86,6 +86,7 @@ func TestPodMadeGSO(t *testing.T) {
 // bytes and segments are all counted.
 func TestBigTCP(t *testing.T) {
 	const size, limit = 16 << 20, 196608
+	needsBigTCP(t)
 	for _, mode := range modes {
 		t.Run(mode, func(t *testing.T) {
 			n := start(t)

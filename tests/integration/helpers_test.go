@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"errors"
 	"os/exec"
 	"syscall"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/xdp-cni/xdp-cni/internal/pins"
+	"github.com/xdp-cni/xdp-cni/plugin/bigtcp"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
 	"github.com/xdp-cni/xdp-cni/tests"
 )
@@ -67,4 +69,14 @@ func staleAttachments(t *testing.T, n *tests.Node) (stale int, err error) {
 		return err
 	})
 	return stale, err
+}
+
+// needsBigTCP is for tests of what kernels below 6.3 have not.
+func needsBigTCP(t *testing.T) {
+	t.Helper()
+	if err := bigtcp.Supported(); errors.Is(err, bigtcp.ErrUnsupported) {
+		t.Skip(err)
+	} else if err != nil {
+		t.Fatal(err)
+	}
 }

@@ -1,9 +1,16 @@
 package integration
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"sync"
 	"testing"
+
+	"github.com/xdp-cni/xdp-cni/internal/ethtool"
+	"github.com/xdp-cni/xdp-cni/plugin/podend"
+	"github.com/xdp-cni/xdp-cni/tests"
 )
 
 // allStats reads what was counted for all pods, by container ID.
@@ -64,13 +71,52 @@ func (r *redirectRig) sameCounted(t *testing.T, protocol string, from, to redire
 	return sent
 }
 
+// nativeTargets tells whether frames can be handed to a pod that has GRO and runs no XDP program (from 5.13 on).
+var nativeTargets = sync.OnceValue(func() bool {
+	n, err := tests.NewNode()
+	if err != nil {
+		panic(err)
+	}
+	defer n.Close()
+	pod, err := n.NewPod("probe")
+	if err != nil {
+		panic(err)
+	}
+	veth, err := tests.MakeVeth(context.Background(), n, pod, tests.VethOptions{})
+	if err != nil {
+		panic(err)
+	}
+	if err := pod.Do(func() error { return ethtool.SetGRO(pod.IfName, true) }); err != nil {
+		panic(err)
+	}
+	err = receives(n, pod, veth.HostIndex, veth.PodIndex)
+	if err != nil && !errors.Is(err, podend.ErrNotPrepared) {
+		panic(err)
+	}
+	return err == nil
+})
+
+// receives returns what podend.End.Receives does.
+func receives(n *tests.Node, pod *tests.Pod, hostIndex, podIndex int) error {
+	return n.Do(func() error {
+		end, err := podend.Open(podend.Options{
+			Netns: pod.NetNS(), IfName: pod.IfName, PodIndex: podIndex, HostIndex: hostIndex,
+		})
+		if err != nil {
+			return err
+		}
+		defer end.Close()
+		return end.Receives()
+	})
+}
+
 // goesDirect tells whether pods of two modes talk to each other by redirect once they know each other. Who cannot
 // answer the same way gets nothing that way; a pod that is not native is not prepared for native redirect, and the GSO
 // packets of a generic one are too large.
 func goesDirect(protocol, mode, other string) bool {
 	switch {
 	case mode == "native" || other == "native":
-		return mode == other
+		return mode == other && nativeTargets()
 	case mode == "generic" || other == "generic":
 		return protocol != "tcp"
 	}

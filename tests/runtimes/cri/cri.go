@@ -38,7 +38,7 @@ func (c *Client) Close() error { return c.conn.Close() }
 // Pod says what a pod is to be. The zero values of all but Name are those of an ordinary pod.
 type Pod struct {
 	Namespace, Name, UID string
-	Attempt              uint32 // kubelet counts the sandboxes of a pod
+	Attempt              uint32 // kubelet counts the sandboxes of a pod; its containers here have the same
 	Annotations          map[string]string
 	Ports                []Port
 	HostNetwork          bool
@@ -98,7 +98,7 @@ func (c *Client) Run(ctx context.Context, p Pod, sandbox, image string, args ...
 	r, err := c.runtime.CreateContainer(ctx, &api.CreateContainerRequest{
 		PodSandboxId: sandbox, SandboxConfig: c.sandbox(p),
 		Config: &api.ContainerConfig{
-			Metadata: &api.ContainerMetadata{Name: "main"}, Image: &api.ImageSpec{Image: image}, Args: args, LogPath: "main.log",
+			Metadata: &api.ContainerMetadata{Name: "main", Attempt: p.Attempt}, Image: &api.ImageSpec{Image: image}, Args: args, LogPath: "main.log",
 			Linux: &api.LinuxContainerConfig{SecurityContext: &api.LinuxContainerSecurityContext{NamespaceOptions: namespaces}},
 		},
 	})

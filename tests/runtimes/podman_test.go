@@ -131,7 +131,7 @@ func (r *podman) run(ctx context.Context, s spec) (*pod, error) {
 			addresses = append(addresses, a)
 		}
 	}
-	p := &pod{spec: s, stats: id, sandbox: id, id: id}
+	p := &pod{spec: s, stats: s.name, sandbox: id, id: id}
 	return p, p.take(addresses)
 }
 

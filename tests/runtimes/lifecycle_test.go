@@ -100,9 +100,6 @@ func TestContainerdCalls(t *testing.T) {
 			noCallFailed(t, n)
 		})
 	}
-	if testing.Short() {
-		return
-	}
 	t.Run("STATUS", func(t *testing.T) {
 		n := newNode(t)
 		r := startContainerd(t, n, "2.1", chain{main: "bridge", ipam: "xdp-ipam", mode: "tcx"})

@@ -47,31 +47,24 @@ type node struct {
 	plugins  string // directory of plugins, each with a recorder before it
 }
 
-var (
-	buildOnce sync.Once
-	built     programs
-	buildErr  error
-)
+var buildOnce = sync.OnceValues(func() (programs, error) {
+	binaries, err := tests.Build(context.Background())
+	if err != nil {
+		return programs{}, err
+	}
+	return build(context.Background(), filepath.Join(binaries.Dir, "runtimes"))
+})
 
 // newNode makes a node, and checks when the test ends, and the runtimes on it are gone, that nothing of them is left.
 func newNode(t *testing.T) *node {
 	t.Helper()
 	priv.Root(t)
-	tests.MustBuild(t)
-	n := &node{}
-	buildOnce.Do(func() {
-		dir, err := os.MkdirTemp("", "xdp-cni-programs-")
-		if err == nil {
-			built, err = build(context.Background(), dir)
-		}
-		buildErr = err
-	})
-	if buildErr != nil {
-		t.Fatal(buildErr)
+	programs, err := buildOnce()
+	if err != nil {
+		t.Fatal(err)
 	}
-	n.programs = built
 	tests.MustObjects(t)
-	var err error
+	n := &node{programs: programs}
 	if n.Node, err = tests.NewNode(); err != nil {
 		t.Fatal(err)
 	}

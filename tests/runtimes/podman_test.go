@@ -91,6 +91,8 @@ func startPodman(t *testing.T, n *node, c chain) *podman {
 	return r
 }
 
+func (r *podman) cgroup() string { return "/" + filepath.Base(r.node.Dir) }
+
 func (r *podman) podman(ctx context.Context, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, "/usr/bin/podman", args...)
 	cmd.Env = append(os.Environ(),
@@ -104,7 +106,8 @@ func (r *podman) podman(ctx context.Context, args ...string) (string, error) {
 }
 
 func (r *podman) run(ctx context.Context, s spec) (*pod, error) {
-	args := []string{"run", "--detach", "--name", s.name, "--hostname", s.name, "--network", r.networks}
+	args := []string{"run", "--detach", "--name", s.name, "--hostname", s.name, "--network", r.networks,
+		"--cgroup-parent", r.cgroup()}
 	if s.port != 0 {
 		args = append(args, "--publish", fmt.Sprintf("%d:%d", s.port, serverPort))
 	}
@@ -160,6 +163,9 @@ func (r *podman) end(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 		r.node.kill("")
+	}
+	if err := killCgroup(r.cgroup()); err != nil { // podman leaves its parent
+		t.Errorf("cgroups left: %v", err)
 	}
 	for _, mount := range []string{"graph/overlay", "graph"} { // podman mounts its store on itself, for as long as the node is up
 		_ = unix.Unmount(filepath.Join(r.dir, mount), unix.MNT_DETACH)

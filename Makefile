@@ -14,10 +14,13 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X $(MODULE)/interna
 BPF_CFLAGS := -isystem /usr/include/$(shell uname -m)-linux-gnu
 C_FILES := bpf/datapath.c $(wildcard bpf/lib/*.h)
 
-.PHONY: help generate verify build test test-kernels bench demo clean
+# where test-runtimes keeps what it fetches
+RUNTIMES ?= /var/cache/xdp-cni-runtimes
+
+.PHONY: help generate verify build test test-kernels test-runtimes bench demo clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 18
 
 generate: ## compile the BPF programs and generate their Go (clang 16 or later, libbpf-dev)
 	BPF2GO_CC=$(CLANG) BPF2GO_STRIP=$(LLVM_STRIP) BPF2GO_CFLAGS="$(BPF_CFLAGS)" go generate ./bpf
@@ -30,6 +33,7 @@ verify: generate ## check that generated files are up to date, and formats and l
 	go vet ./...
 	go tool staticcheck ./...
 	cd tests/manifests && go mod tidy -diff && go vet ./...
+	staticcheck=$$(go tool -n staticcheck) && cd tests/runtimes && go mod tidy -diff && go vet ./... && "$$staticcheck" ./...
 
 build: ## build the static binaries into bin/
 	$(GOBUILD) -o bin/xdp ./plugin
@@ -45,6 +49,10 @@ KERNELS ?= /var/cache/kernels
 test-kernels: ## run the tests that need root on other kernels, in VMs: ONLY="5.10 newest" KERNELSFLAGS=-short (root, QEMU)
 	tests/kernels/fetch.sh $(KERNELS) $(ONLY)
 	go run ./tests/kernels -dir $(KERNELS) -only "$(ONLY)" $(KERNELSFLAGS)
+
+test-runtimes: build ## the plugins under containerd, podman and cnitool (root; fetches Debian's packages once; see docs/runtimes.md)
+	tests/runtimes/fetch $(RUNTIMES) containerd-1.6 containerd-1.7 containerd-2.1 podman-4.3
+	cd tests/runtimes && XDP_CNI_RUNTIMES=$(abspath $(RUNTIMES)) go test -timeout 60m -count=1 $(GOTESTFLAGS) ./...
 
 bench: build ## measure, and print tables of ratios (root; bounded, about 35 minutes)
 	go run ./tests/bench

@@ -51,16 +51,18 @@ var (
 	buildRefErr   error
 )
 
+const module = "github.com/xdp-cni/xdp-cni"
+
+// findRepo asks for the module by name: tests under tests/runtimes are of another one, which requires it.
 func findRepo() (string, error) {
-	out, err := exec.Command("go", "env", "GOMOD").Output()
+	var messages bytes.Buffer
+	cmd := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", module)
+	cmd.Stderr = &messages
+	out, err := cmd.Output()
 	if err != nil {
-		return "", fmt.Errorf("find the repository: go env GOMOD: %w", err)
+		return "", fmt.Errorf("find the repository: go list -m %s: %w\n%s", module, err, &messages)
 	}
-	gomod := strings.TrimSpace(string(out))
-	if gomod == "" || gomod == os.DevNull {
-		return "", errors.New("find the repository: the working directory is in no Go module")
-	}
-	return filepath.Dir(gomod), nil
+	return strings.TrimSpace(string(out)), nil
 }
 
 // binaries tells where the binaries are, or will be once built; prebuilt ones are not to be built.

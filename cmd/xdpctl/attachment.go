@@ -53,10 +53,18 @@ func newAttachment(m *datapath.Meta) attachment {
 
 // label is what people call the attachment's pod: outside Kubernetes, its container.
 func (a *attachment) label() string {
-	if a.Pod.Name != "" {
-		return a.Pod.Namespace + "/" + a.Pod.Name
+	if name := a.Pod.label(); name != "" {
+		return name
 	}
 	return shortID(a.ContainerID)
+}
+
+// label is what people call the pod; "" if it has no name. podman has names and no namespaces.
+func (p pod) label() string {
+	if p.Name == "" || p.Namespace == "" {
+		return p.Name
+	}
+	return p.Namespace + "/" + p.Name
 }
 
 func shortID(containerID string) string {

@@ -151,7 +151,7 @@ func (k knownPods) report(network string, l leases.Lease) leaseReport {
 func (l *leaseReport) label() string {
 	switch {
 	case l.Pod.Name != "":
-		return l.Pod.Namespace + "/" + l.Pod.Name
+		return l.Pod.label()
 	case l.ContainerID == "":
 		return "(unknown)"
 	}

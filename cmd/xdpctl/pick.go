@@ -80,7 +80,7 @@ func names(name string, m *datapath.Meta) bool {
 	if name == m.ContainerID || name == m.HostName {
 		return true
 	}
-	if m.PodName != "" && name == m.PodNamespace+"/"+m.PodName {
+	if label := (pod{m.PodNamespace, m.PodName, m.PodUID}).label(); label != "" && name == label {
 		return true
 	}
 	if address, err := netip.ParseAddr(name); err == nil {

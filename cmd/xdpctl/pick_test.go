@@ -37,6 +37,22 @@ func TestPick(t *testing.T) {
 	}
 }
 
+// TestPickUnderPodman: a container that has a name and no namespace is known by its name, and not as "/name".
+func TestPickUnderPodman(t *testing.T) {
+	named := datapath.Attachment{Meta: &datapath.Meta{ContainerID: podmanID, PodName: "web", HostName: "veth44444444"}}
+	all := append(sampleAttachments(), named)
+	picked, err := pick(all, "web")
+	if err != nil || len(picked) != 1 || picked[0].Meta != named.Meta {
+		t.Errorf("pick web: %d attachments, %v", len(picked), err)
+	}
+	if _, err := pick(all, "/web"); err == nil {
+		t.Error("pick /web: no error")
+	}
+	if label := labelOf(named); label != "web" {
+		t.Errorf("the label is %q, want web", label)
+	}
+}
+
 func TestPickErrors(t *testing.T) {
 	for _, test := range []struct {
 		name  string

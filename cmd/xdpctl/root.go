@@ -103,7 +103,7 @@ All of it is in the pins under --bpffs. It is read without a lock and without di
 path; there is no daemon to ask. That takes root.
 
 Egress is what a pod sends, ingress what it receives. POD, where a command takes one, is any of
-  namespace/name        of the pod, in Kubernetes
+  namespace/name        of the pod, in Kubernetes; under podman the container's name
   a container ID        or the first characters of one
   a host interface      the host end of the pod's veth
   an address            of the pod, with or without its prefix length

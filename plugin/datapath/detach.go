@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 
+	"github.com/xdp-cni/xdp-cni/bpf"
 	"github.com/xdp-cni/xdp-cni/internal/pins"
 )
 
@@ -81,7 +82,7 @@ func (d *Datapath) removeDir(dir string, locked locker) error {
 		defer n.close()
 	}
 
-	if n != nil && m != nil {
+	if n != nil && m != nil && m.has(bpf.DatapathPodFlagPOD_REDIRECT) {
 		// first: from then on nothing goes to it that the stack would not bring
 		errs = errors.Join(errs, locked(func() error { return n.leaveEndpoint(m) }))
 	}

@@ -118,22 +118,14 @@ func (n *node) forgetFlows(owner uint64) error {
 		return err
 	}
 	defer flows.Close()
-	var (
-		key  bpf.DatapathDirectKey
-		flow bpf.DatapathDirectFlow
-		own  []bpf.DatapathDirectKey
-	)
-	entries := flows.Iterate()
-	for entries.Next(&key, &flow) {
-		if slices.Contains(flow.Owner[:], owner) {
-			own = append(own, key)
+	keys, values, err := readAll[bpf.DatapathDirectKey, bpf.DatapathDirectFlow](flows, pinDirectFlows)
+	if err != nil {
+		return err
+	}
+	for i, key := range keys {
+		if !slices.Contains(values[i].Owner[:], owner) {
+			continue
 		}
-	}
-	// others come and go meanwhile; ours do not while redirect is off
-	if err := entries.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
-		return fmt.Errorf("reading the node's map %s: %w", pinDirectFlows, err)
-	}
-	for _, key := range own {
 		if err := flows.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("removing a flow from the node's map %s: %w", pinDirectFlows, err)
 		}

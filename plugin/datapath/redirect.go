@@ -285,23 +285,15 @@ func (n *node) removeEndpointsOf(living map[uint64]bool) error {
 		return err
 	}
 	defer maps.close()
-	var (
-		key  bpf.DatapathEndpointKey
-		e    bpf.DatapathEndpoint
-		errs error
-	)
-	stale := map[bpf.DatapathEndpointKey]uint64{}
-	entries := maps.endpoints.Iterate()
-	for entries.Next(&key, &e) {
-		if !living[e.Owner] {
-			stale[key] = e.Owner
+	keys, values, err := readAll[bpf.DatapathEndpointKey, bpf.DatapathEndpoint](maps.endpoints, pinEndpoints)
+	if err != nil {
+		return err
+	}
+	var errs error
+	for i, key := range keys {
+		if owner := values[i].Owner; !living[owner] {
+			errs = errors.Join(errs, maps.remove(key, owner))
 		}
-	}
-	if err := entries.Err(); err != nil {
-		return fmt.Errorf("reading the node's map %s: %w", pinEndpoints, err)
-	}
-	for key, owner := range stale {
-		errs = errors.Join(errs, maps.remove(key, owner))
 	}
 	return errs
 }
@@ -316,17 +308,12 @@ func (n *node) roomForEndpoints() error {
 		return err
 	}
 	defer maps.close()
-	var (
-		cursor ebpf.MapBatchCursor
-		keys   = make([]bpf.DatapathEndpointKey, maps.endpoints.MaxEntries())
-		values = make([]bpf.DatapathEndpoint, maps.endpoints.MaxEntries())
-	)
-	taken, err := maps.endpoints.BatchLookup(&cursor, keys, values, nil)
-	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) { // which says that this was all
-		return fmt.Errorf("reading the node's map %s: %w", pinEndpoints, err)
+	taken, _, err := readAll[bpf.DatapathEndpointKey, bpf.DatapathEndpoint](maps.endpoints, pinEndpoints)
+	if err != nil {
+		return err
 	}
-	if taken >= len(keys) {
-		return fmt.Errorf("%w: all %d places for addresses that packets are redirected to are taken", ErrFull, taken)
+	if len(taken) >= int(maps.endpoints.MaxEntries()) {
+		return fmt.Errorf("%w: all %d places for addresses that packets are redirected to are taken", ErrFull, len(taken))
 	}
 	return nil
 }

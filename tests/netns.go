@@ -52,11 +52,14 @@ func newNamespace(ipv6 bool) (*namespace, error) {
 func setUp(ipv6 bool) error {
 	type setting struct{ key, value string }
 	// a bridge joins 224.0.0.106 and would tell of it at some time in the next second
-	settings := []setting{{"net/ipv6/mld_qrv", "1"}, {"net/ipv4/igmp_link_local_mcast_reports", "0"}}
+	settings := []setting{{"net/ipv4/igmp_link_local_mcast_reports", "0"}}
 	for _, scope := range []string{"all", "default"} {
 		conf := "net/ipv6/conf/" + scope + "/"
 		settings = append(settings,
-			setting{conf + "accept_dad", "0"}, setting{conf + "accept_ra", "0"}, setting{conf + "router_solicitations", "0"})
+			setting{conf + "accept_dad", "0"}, setting{conf + "accept_ra", "0"}, setting{conf + "router_solicitations", "0"},
+			// how many reports of a group there are is set for the whole machine (net/ipv6/mld_qrv, 2): have the
+			// second one come at once, and not at some time in the next second (milliseconds)
+			setting{conf + "mldv2_unsolicited_report_interval", "10"})
 		if !ipv6 {
 			settings = append(settings, setting{conf + "disable_ipv6", "1"})
 		}

@@ -289,7 +289,7 @@ __attribute__((noinline)) int redirect_way(__u32 number)
 		redirect_sent(view, flow, slot, end, now);
 		return way;
 	}
-	if (now > flow->seen + CLOCK_SECOND)
+	if (now - flow->seen > CLOCK_SECOND)
 		flow->seen = now;
 	return WAY_DIRECT;
 }

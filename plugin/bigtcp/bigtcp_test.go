@@ -44,16 +44,29 @@ func (r *rig) addPod(name string, options tests.VethOptions) {
 	}
 }
 
-// newBigRig is newRig for tests of what a kernel without BIG TCP for IPv4 (below 6.3) has not.
+// newBigRig is newRig for tests of what a kernel without BIG TCP for IPv4 (below 6.3) has not: there Set refuses,
+// before it notes or changes anything.
 func newBigRig(t *testing.T) *rig {
 	t.Helper()
 	r := newRig(t)
-	if err := r.node.Do(Supported); errors.Is(err, ErrUnsupported) {
-		t.Skip(err)
-	} else if err != nil {
+	err := r.node.Do(Supported)
+	if err == nil {
+		return r
+	}
+	if !errors.Is(err, ErrUnsupported) {
 		t.Fatal(err)
 	}
-	return r
+	if refused := r.do(func(host netlink.Link, pod *podend.End) error {
+		_, err := Set(host, pod, Both(Size), func(Sizes) error {
+			t.Error("Set noted what it is about to refuse")
+			return nil
+		})
+		return err
+	}); !errors.Is(refused, ErrUnsupported) {
+		t.Fatalf("Set: %v, want ErrUnsupported", refused)
+	}
+	t.Skip(err)
+	return nil
 }
 
 // do runs f in the node's network namespace, with both ends of the veth.

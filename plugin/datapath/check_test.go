@@ -44,6 +44,12 @@ func (r *rig) pinsOf() []string {
 	return names
 }
 
+// policyPins are those of pinsOf that are of policies: four of each.
+func (r *rig) policyPins() []string {
+	r.t.Helper()
+	return slices.DeleteFunc(r.pinsOf(), func(name string) bool { return !strings.HasPrefix(name, "policy_") })
+}
+
 // unhook takes a hook of r's attachment down, its link or its filter, as somebody else might.
 func (r *rig) unhook(hook string) {
 	r.t.Helper()

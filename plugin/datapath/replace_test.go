@@ -104,7 +104,7 @@ func TestReplacePolicy(t *testing.T) {
 						if err := r.check(r.opts); err != nil {
 							t.Errorf("check: %v", err)
 						}
-						if got := r.pinsOf(); len(got) != 17 {
+						if got := r.policyPins(); len(got) != 4 {
 							t.Errorf("pins are %v, want one policy", got)
 						}
 					}
@@ -206,7 +206,7 @@ func TestReplaceFailsOrDies(t *testing.T) {
 				}
 				r.mustReplace(someFilter)
 				r.expectDecides("some")
-				if got := r.pinsOf(); len(got) != 17 {
+				if got := r.policyPins(); len(got) != 4 {
 					t.Errorf("after %q and another replacement pins are %v, want one policy", step, got)
 				}
 				if err := r.check(r.opts); err != nil {

@@ -17,7 +17,7 @@ apt() {
 	shift
 	"$command" -o Dir::Etc::SourceList="$state/sources.list" -o Dir::Etc::SourceParts=/dev/null \
 		-o Dir::State::Lists="$state/lists" -o Dir::State::status=/dev/null -o Dir::Cache="$state/cache" \
-		-o APT::Sandbox::User=root -o Acquire::Languages=none \
+		-o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::Retries=3 \
 		-o Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled=false "$@"
 }
 

@@ -121,6 +121,9 @@ func (s suite) runJob(ctx context.Context, k *kernel, j job) (ok bool, err error
 		return false, context.Cause(ctx)
 	}
 	r := k.read(output.Bytes())
+	if s.verbose {
+		printResults(os.Stdout, k.name+"/"+j.pkg, output.Bytes())
+	}
 	ok = runErr == nil && r.passed > 0
 	var used time.Duration
 	if state := cmd.ProcessState; state != nil {
@@ -158,6 +161,18 @@ func (k *kernel) read(output []byte) (r results) {
 		}
 	}
 	return r
+}
+
+// ended is how a test ended: indented if it is part of another.
+var ended = regexp.MustCompile(`^( *--- (?:PASS|FAIL|SKIP): )(.*)`)
+
+// printResults prints how each test in a log ended, with a prefix before its name.
+func printResults(out io.Writer, prefix string, log []byte) {
+	for line := range bytes.Lines(log) {
+		if m := ended.FindSubmatch(line); m != nil {
+			fmt.Fprintf(out, "%s%s/%s\n", m[1], prefix, m[2])
+		}
+	}
 }
 
 // uninteresting lines of a failure are those of what went well, and of beginnings.

@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -134,8 +133,8 @@ func (r *containerd) start(ctx context.Context) error {
 	if err := r.node.Start(r.cmd); err != nil {
 		return fmt.Errorf("start containerd: %w", err)
 	}
-	return eventually(30*time.Second, func() error {
-		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	return eventually(patience, func() error {
+		ctx, cancel := context.WithTimeout(ctx, patience/2)
 		defer cancel()
 		return r.Ready(ctx)
 	})
@@ -166,7 +165,7 @@ func (r *containerd) removeAll(ctx context.Context) error {
 
 // end removes what is there and stops containerd, and checks that no process, mount or cgroup of it is left.
 func (r *containerd) end(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 	defer cancel()
 	if r.cmd != nil {
 		if err := r.removeAll(ctx); err != nil {
@@ -181,7 +180,7 @@ func (r *containerd) end(t *testing.T) {
 			t.Logf("the end of containerd's log:\n%s", bytes.Join(lines[max(0, len(lines)-30):], []byte("\n")))
 		}
 	}
-	err := eventually(10*time.Second, func() error {
+	err := eventually(patience, func() error {
 		if left, err := r.node.processes(); err != nil || len(left) > 0 {
 			return fmt.Errorf("processes left: %v, %w", left, err)
 		}
@@ -232,7 +231,7 @@ func removeCgroups(name string) error {
 	}
 	dirs = append(dirs, "/sys/fs/cgroup"+name)
 	for _, dir := range dirs {
-		err := eventually(5*time.Second, func() error {
+		err := eventually(patience, func() error {
 			if err := os.Remove(dir); !errors.Is(err, os.ErrNotExist) {
 				return err
 			}

@@ -149,7 +149,7 @@ func (r *podman) remove(ctx context.Context, p *pod) error {
 
 // end removes what is there, and checks that no process or mount is left.
 func (r *podman) end(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 	defer cancel()
 	if _, err := r.podman(ctx, "rm", "--all", "--force", "--time", "0"); err != nil {
 		t.Error(err)

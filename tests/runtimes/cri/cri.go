@@ -113,7 +113,7 @@ func (c *Client) Run(ctx context.Context, p Pod, sandbox, image string, args ...
 
 // Exec runs a command in a container to its end. What it wrote comes with an error too.
 func (c *Client) Exec(ctx context.Context, container string, command ...string) (stdout string, err error) {
-	r, err := c.runtime.ExecSync(ctx, &api.ExecSyncRequest{ContainerId: container, Cmd: command, Timeout: 60})
+	r, err := c.runtime.ExecSync(ctx, &api.ExecSyncRequest{ContainerId: container, Cmd: command, Timeout: 180})
 	if err != nil {
 		return "", fmt.Errorf("exec %q: %w", command, err)
 	}

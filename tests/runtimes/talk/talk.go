@@ -19,7 +19,7 @@ import (
 )
 
 // patience bounds each exchange but Fill.
-const patience = 5 * time.Second
+const patience = 30 * time.Second
 
 // Server is a server of a port. Close both listeners when done.
 type Server struct {

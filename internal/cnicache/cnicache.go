@@ -80,7 +80,7 @@ func Read(dir string) ([]Attachment, error) {
 		list = append(list, Attachment{
 			ContainerID: noted.ContainerID, IfName: noted.IfName, Network: noted.NetworkName,
 			Netns: cmp.Or(noted.Netns, sandbox(noted.Result, noted.IfName)),
-			Args: strings.Join(args, ";"), file: file, config: noted.Config, capabilities: noted.CapabilityArgs, result: noted.Result,
+			Args:  strings.Join(args, ";"), file: file, config: noted.Config, capabilities: noted.CapabilityArgs, result: noted.Result,
 		})
 	}
 	return list, nil

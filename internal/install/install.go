@@ -52,6 +52,9 @@ type Options struct {
 	// Log gets what Watch sees but does not report; nil: nothing is logged.
 	Log *slog.Logger
 
+	// Looked is called when Watch has looked for the first time: what can be done by then is done. Nil: it is not.
+	Looked func()
+
 	// ours tells whether a binary is ours; tests have another.
 	ours func(path string) (bool, error)
 	// beforeReplace is called between reading a configuration and writing it, beforeLook before Watch looks

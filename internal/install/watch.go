@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -43,6 +44,11 @@ func (o Options) Watch(ctx context.Context, report func([]Change) error) error {
 	}
 	defer watcher.Close()
 	w := &watch{Options: o, report: report}
+	looked := sync.OnceFunc(func() {
+		if o.Looked != nil {
+			o.Looked()
+		}
+	})
 	var (
 		look   = time.NewTimer(0)
 		rescan = time.NewTicker(rescanTime)
@@ -78,6 +84,7 @@ func (o Options) Watch(ctx context.Context, report func([]Change) error) error {
 			if err := w.look(ctx); err != nil {
 				return err
 			}
+			looked()
 		}
 	}
 }

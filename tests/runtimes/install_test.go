@@ -111,6 +111,41 @@ func installAndUninstall(t *testing.T, n *node, r *containerd, flags []string) {
 	checkGone(t, n) // DELs have brought nothing back
 }
 
+// TestUninstallPrivileges: without one of the capabilities that the manifest gives it, uninstalling fails, says so, and
+// can be done again.
+func TestUninstallPrivileges(t *testing.T) {
+	uninstall := manifest(t, "uninstall")
+	for _, capability := range uninstall.Spec.Template.Spec.InitContainers[0].SecurityContext.Capabilities.Add {
+		if capability == "SYS_RESOURCE" {
+			continue // for Linux before 5.11 only
+		}
+		t.Run(string(capability), func(t *testing.T) {
+			n := newNode(t)
+			n.hostPaths(t)
+			r := startContainerdAt(t, n, "1.6", directories{plugins: binDir, networks: confDir, namespacesInRun: true}, 1)
+			if err := errors.Join(r.importInstaller(t.Context()), rename(networkFile, network(t, n, "  "))); err != nil {
+				t.Fatal(err)
+			}
+			out, err := n.Run(exec.Command(n.Binaries.Xdpctl(), "install", "--mode=native", "--redirect"))
+			if err != nil {
+				t.Fatalf("xdpctl install: %v: %s%s", err, out.Stdout, out.Stderr)
+			}
+			web := mustRun(t, r, spec{name: "web", args: serveAs("web")})
+			client := mustRun(t, r, spec{name: "client", args: []string{"pause"}})
+			if err := reaches(t.Context(), r, client, web); err != nil {
+				t.Fatal(err)
+			}
+			r.failsWithout(t, manifest(t, "uninstall"), capability)
+			gone := r.runManifest(t, manifest(t, "uninstall"))
+			checkGone(t, n)
+			if err := reaches(t.Context(), r, client, web); err != nil {
+				t.Error(err)
+			}
+			mustRemove(t, r, gone, client, web)
+		})
+	}
+}
+
 // hostPaths lays what a node has at its usual paths: the reference plugins, a network, and its bpffs.
 func (n *node) hostPaths(t *testing.T) {
 	t.Helper()

@@ -197,10 +197,11 @@ func Stream(servers []netip.AddrPort, stop func() bool) (n int, err error) {
 			if _, err := conn.Write(sent); err != nil {
 				return n, fmt.Errorf("datagram %d to %s: %w", n, servers[i], err)
 			}
-			_ = conn.SetReadDeadline(time.Now().Add(patience))
+			at := time.Now()
+			_ = conn.SetReadDeadline(at.Add(patience))
 			got, err := conn.Read(buffer)
 			if err != nil {
-				return n, fmt.Errorf("datagram %d to %s: %w", n, servers[i], err)
+				return n, fmt.Errorf("datagram %d to %s, sent at %s: %w", n, servers[i], at.Format(time.StampMicro), err)
 			}
 			if !bytes.Equal(buffer[:got], sent) {
 				return n, fmt.Errorf("datagram %d to %s: %x came back", n, servers[i], buffer[:got])

@@ -31,6 +31,8 @@ const (
 var (
 	// ErrNoConf: there is no network configuration.
 	ErrNoConf = errors.New("no network configuration")
+	// ErrWatched: a Watch is under way, which would put the entry back.
+	ErrWatched = errors.New("xdpctl install --watch is running, and would put the entry back: end it first")
 	// ErrInUse: a file that would be written is there, and not ours.
 	ErrInUse = errors.New("there is another file of that name")
 )

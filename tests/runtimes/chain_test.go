@@ -9,7 +9,8 @@ import (
 	"github.com/xdp-cni/xdp-cni/tests"
 )
 
-// chain is a chain of plugins: a main plugin with dual stack and masquerading, portmap, bandwidth and xdp.
+// chain is a chain of plugins: a main plugin with dual stack and masquerading, portmap, bandwidth and xdp; ptp without a
+// limit and with xdp last has no bandwidth.
 type chain struct {
 	main     string // bridge or ptp
 	ipam     string // host-local or xdp-ipam
@@ -63,6 +64,8 @@ func (c chain) conflist(n *node, name string, number int) string {
 	}
 	plugins := []tests.Conf{main, {"type": "portmap", "capabilities": tests.Conf{"portMappings": true}}}
 	switch {
+	case c.main == "ptp" && c.limit == 0 && !c.xdpFirst:
+		plugins = append(plugins, xdp)
 	case c.plain:
 		plugins = append(plugins, bandwidth)
 	case c.xdpFirst:

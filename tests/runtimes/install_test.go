@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+	core "k8s.io/api/core/v1"
 
 	"github.com/xdp-cni/xdp-cni/internal/install"
 )
@@ -98,7 +99,10 @@ func installAndUninstall(t *testing.T, n *node, r *containerd, flags []string) {
 	checkAttached(t, n, "again", "client", "late", "web")
 	replaceRunning(t, n)
 
-	// uninstalling, first the installer, or it would put the entry back
+	// uninstalling waits for the installer's end, or that would put the entry back
+	if said := r.fails(t, manifest(t, "uninstall")); !strings.Contains(said, "install --watch is running") {
+		t.Errorf("uninstalling while the installer runs says %s", said)
+	}
 	mustRemove(t, r, installer)
 	if entryMissing() != nil {
 		t.Error("the entry has gone with the installer's pod")
@@ -144,7 +148,12 @@ func TestUninstallPrivileges(t *testing.T) {
 			if err := reaches(t.Context(), r, client, web); err != nil {
 				t.Fatal(err)
 			}
-			r.failsWithout(t, manifest(t, "uninstall"), capability)
+			without := manifest(t, "uninstall")
+			given := without.Spec.Template.Spec.InitContainers[0].SecurityContext.Capabilities
+			given.Add = slices.DeleteFunc(given.Add, func(c core.Capability) bool { return c == capability })
+			if said := r.fails(t, without); !strings.Contains(said, "operation not permitted") {
+				t.Errorf("without %s it says %s", capability, said)
+			}
 			gone := r.runManifest(t, manifest(t, "uninstall"))
 			checkGone(t, n)
 			if err := reaches(t.Context(), r, client, web); err != nil {

@@ -220,8 +220,7 @@ func network(t *testing.T, n *node, indent string) []byte {
 }
 
 func inPlace(path string, text []byte) error {
-	err := os.WriteFile(path, text, networkMode)
-	return err
+	return os.WriteFile(path, text, networkMode)
 }
 
 func rename(path string, text []byte) error {

@@ -51,7 +51,7 @@ test-kernels: ## run the tests that need root on other kernels, in VMs: ONLY="5.
 	go run ./tests/kernels -dir $(KERNELS) -only "$(ONLY)" $(KERNELSFLAGS)
 
 test-runtimes: build ## the plugins under containerd, podman and cnitool (root; fetches Debian's packages once; see docs/runtimes.md)
-	tests/runtimes/fetch $(RUNTIMES) containerd-1.6 containerd-1.7 containerd-2.1 podman-4.3
+	tests/runtimes/fetch $(RUNTIMES) containerd-1.6 containerd-1.7 containerd-2.1 podman-4.3 systemd-252
 	cd tests/runtimes && XDP_CNI_RUNTIMES=$(abspath $(RUNTIMES)) go test -timeout 60m -count=1 $(GOTESTFLAGS) ./...
 
 bench: build ## measure, and print tables of ratios (root; bounded, about 35 minutes)

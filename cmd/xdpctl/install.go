@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
 	"github.com/xdp-cni/xdp-cni/conf"
@@ -214,6 +215,12 @@ func (o *options) install(ctx context.Context, options install.Options, watch bo
 	if watch {
 		if err := report(copied); err != nil {
 			return err
+		}
+		options.Looked = func() {
+			// only under systemd, which then starts what is to come after us
+			if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+				options.Log.Warn("telling systemd that the entry is there", "error", err)
+			}
 		}
 		return options.Watch(ctx, report)
 	}

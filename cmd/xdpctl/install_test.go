@@ -190,7 +190,7 @@ func TestInstall(t *testing.T) {
 	n.contains(n.xdpctl(0, append(uninstall, "--keep-running")...), "restored")
 	n.contains(n.xdpctl(0, "pods"), "demo/first", "demo/second", "demo/third")
 	n.xdpctl(0, append(n.dirs("conf", "bin"), "install", "--mode", "generic")...)
-	n.contains(n.confined(",+bpf,+net_admin,+sys_admin,+sys_resource", uninstall...), "detached", "restored", "removed")
+	n.contains(n.confined(",+net_admin,+sys_admin,+sys_resource", uninstall...), "detached", "restored", "removed")
 	close(stop)
 	if err := <-lost; err != nil {
 		t.Error("packets were lost:", err)

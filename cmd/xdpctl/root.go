@@ -167,6 +167,8 @@ func (o *options) datapathAt(bpffs string) *datapath.Datapath {
 		Root:    pins.NewRoot(bpffs),
 		Version: release.Version(),
 		Log:     slog.New(slog.NewTextHandler(o.err, &slog.HandlerOptions{Level: slog.LevelWarn})),
+		// a pod that goes has its DEL from the runtime
+		PodsGoOn: true,
 	})
 }
 

@@ -23,6 +23,8 @@ A configuration that nobody changed since xdpctl install is as it was before, to
 only the entry is taken. Pods go on running, and no packet of theirs is lost. Where runtimes take the
 chain of a pod's DEL from libcni's notes (--cache-dir), the entry is taken out of them too.
 
+While xdpctl install --watch runs on the node it refuses: that would put the entry back.
+
 --keep-running leaves the pods that run attached, with what that needs: pins and binaries. Do it again
 without, or xdpctl gc, when they have gone.
 

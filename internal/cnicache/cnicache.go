@@ -3,6 +3,7 @@
 package cnicache
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,7 +27,7 @@ const DefaultDir = "/var/lib/cni" // libcni.CacheDir, a variable
 // Attachment is what is noted of one.
 type Attachment struct {
 	ContainerID, IfName, Network string
-	// Netns is the path of the pod's network namespace.
+	// Netns is the path of the pod's network namespace; "" if it is not known.
 	Netns string
 	// Args is CNI_ARGS.
 	Args string
@@ -77,11 +78,32 @@ func Read(dir string) ([]Attachment, error) {
 			args = append(args, arg[0]+"="+arg[1])
 		}
 		list = append(list, Attachment{
-			ContainerID: noted.ContainerID, IfName: noted.IfName, Network: noted.NetworkName, Netns: noted.Netns,
-			Args: strings.Join(args, ";"), file: file, config: noted.Config, capabilities: noted.CapabilityArgs, result: noted.Result,
+			ContainerID: noted.ContainerID, IfName: noted.IfName, Network: noted.NetworkName,
+			Netns: cmp.Or(noted.Netns, sandbox(noted.Result, noted.IfName)),
+			Args:  strings.Join(args, ";"), file: file, config: noted.Config, capabilities: noted.CapabilityArgs, result: noted.Result,
 		})
 	}
 	return list, nil
+}
+
+// sandbox returns the network namespace of the interface by what the chain said. libcni notes namespaces since 1.2 only;
+// containerd 1.6 and 1.7 and podman 4.3 have earlier ones.
+func sandbox(result json.RawMessage, ifname string) string {
+	var said struct {
+		Interfaces []struct {
+			Name    string `json:"name"`
+			Sandbox string `json:"sandbox"`
+		} `json:"interfaces"`
+	}
+	if json.Unmarshal(result, &said) != nil {
+		return ""
+	}
+	for _, i := range said.Interfaces {
+		if i.Name == ifname && i.Sandbox != "" {
+			return i.Sandbox
+		}
+	}
+	return ""
 }
 
 // Alive tells whether the pod's network namespace is there.

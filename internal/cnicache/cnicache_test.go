@@ -88,6 +88,28 @@ func TestRead(t *testing.T) {
 	}
 }
 
+// TestReadOld: where libcni notes no namespace, as before 1.2, the result has it.
+func TestReadOld(t *testing.T) {
+	dir, _, _ := cached(t)
+	file := only(t, dir).file
+	for _, test := range []struct{ old, new, want string }{
+		{`"netns":"/proc/self/ns/net"`, `"netns":""`, "/proc/self/ns/net"},
+		{`"name":"eth0"`, `"name":"eth1"`, ""},
+	} {
+		text := mustJSON(t, file)
+		changed := strings.Replace(text, test.old, test.new, 1)
+		if changed == text {
+			t.Fatalf("no %s in %s", test.old, text)
+		}
+		if err := os.WriteFile(file, []byte(changed), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if a := only(t, dir); a.Netns != test.want || a.Alive() != (test.want != "") {
+			t.Errorf("%s: namespace %q", test.new, a.Netns)
+		}
+	}
+}
+
 func TestAlive(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "ns")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {

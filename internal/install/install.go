@@ -31,6 +31,8 @@ const (
 var (
 	// ErrNoConf: there is no network configuration.
 	ErrNoConf = errors.New("no network configuration")
+	// ErrWatched: a Watch is under way, which would put the entry back.
+	ErrWatched = errors.New("xdpctl install --watch is running, and would put the entry back: end it first")
 	// ErrInUse: a file that would be written is there, and not ours.
 	ErrInUse = errors.New("there is another file of that name")
 )
@@ -51,6 +53,9 @@ type Options struct {
 	DryRun bool
 	// Log gets what Watch sees but does not report; nil: nothing is logged.
 	Log *slog.Logger
+
+	// Looked is called when Watch has looked for the first time: what can be done by then is done. Nil: it is not.
+	Looked func()
 
 	// ours tells whether a binary is ours; tests have another.
 	ours func(path string) (bool, error)

@@ -636,6 +636,8 @@ func TestWatch(t *testing.T) {
 	if err := os.Remove(n.ConfDir); err != nil {
 		t.Fatal(err)
 	}
+	var looked atomic.Int32
+	n.Looked = func() { looked.Add(1) }
 	w := n.watch()
 	w.logged("waiting for a network configuration")
 	n.write("10.conflist", bridge)
@@ -690,7 +692,20 @@ func TestWatch(t *testing.T) {
 	if n.names() != "05 07.conflist 20.conflist" || n.types("07.conflist") != "ptp xdp" {
 		t.Error(n.names())
 	}
+	// uninstallers wait for its end, or it would put the entry back; to look they may
+	with := n.text("07.conflist")
+	if changes, err := n.Unconfigure(t.Context()); !errors.Is(err, ErrWatched) || changes != nil || n.text("07.conflist") != with {
+		t.Errorf("%v, %+v", err, changes)
+	}
+	dry := n.Options
+	dry.DryRun = true
+	if changes, err := dry.Unconfigure(t.Context()); err != nil || len(changes) == 0 {
+		t.Errorf("%v, %+v", err, changes)
+	}
 	w.stop()
+	if have := looked.Load(); have != 1 {
+		t.Errorf("told %d times that it has looked", have)
+	}
 	n.unconfigure()
 	if n.names() != "05 07.conf 20.conflist" || n.text("20.conflist") != bridge {
 		t.Error(n.names())

@@ -15,7 +15,8 @@ import (
 
 // Unconfigure takes the entry out of all configurations of the node. A file that nobody changed since the
 // entry was put there is as it was before, bytes, owner and mode; of others only the entry goes. It goes
-// on past files that cannot be read, and returns their errors joined: they may still have the entry.
+// on past files that cannot be read, and returns their errors joined: they may still have the entry. While a Watch is
+// under way it does nothing, and returns ErrWatched.
 func (o Options) Unconfigure(ctx context.Context) ([]Change, error) {
 	if _, err := os.Stat(o.ConfDir); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -26,6 +27,11 @@ func (o Options) Unconfigure(ctx context.Context) ([]Change, error) {
 			return nil, err
 		}
 		defer lock.Unlock()
+		alone, err := o.keepWatchersOut()
+		if err != nil {
+			return nil, err
+		}
+		defer alone.Close()
 	}
 	s, err := o.readState()
 	if err != nil {

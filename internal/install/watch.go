@@ -8,9 +8,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sys/unix"
 
 	"github.com/xdp-cni/xdp-cni/internal/conflist"
 	"github.com/xdp-cni/xdp-cni/internal/pins"
@@ -42,7 +44,17 @@ func (o Options) Watch(ctx context.Context, report func([]Change) error) error {
 		return fmt.Errorf("watching %s: %w", o.ConfDir, err)
 	}
 	defer watcher.Close()
+	presence, err := o.showPresence()
+	if err != nil {
+		return err
+	}
+	defer func() { presence.Close() }()
 	w := &watch{Options: o, report: report}
+	looked := sync.OnceFunc(func() {
+		if o.Looked != nil {
+			o.Looked()
+		}
+	})
 	var (
 		look   = time.NewTimer(0)
 		rescan = time.NewTicker(rescanTime)
@@ -73,11 +85,47 @@ func (o Options) Watch(ctx context.Context, report func([]Change) error) error {
 			if err := watcher.Add(o.ConfDir); err != nil {
 				w.log("watching for network configurations", err)
 			}
+			if again, err := o.showPresence(); err != nil {
+				w.log("watching for network configurations", err)
+			} else {
+				presence.Close()
+				presence = again
+			}
 			look.Reset(0)
 		case <-look.C:
 			if err := w.look(ctx); err != nil {
 				return err
 			}
+			looked()
+		}
+	}
+}
+
+// showPresence has a Watch known to uninstallers, as long as what it returns is open: by a shared lock of the directory
+// of configurations, which is there anyway, and the same in every container. Only they have the other lock, for a moment.
+func (o Options) showPresence() (*os.File, error) { return o.flock(unix.LOCK_SH) }
+
+// keepWatchersOut keeps a Watch from beginning, as long as what it returns is open. It returns ErrWatched if there is one.
+func (o Options) keepWatchersOut() (*os.File, error) {
+	dir, err := o.flock(unix.LOCK_EX | unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, ErrWatched
+	}
+	return dir, err
+}
+
+func (o Options) flock(how int) (*os.File, error) {
+	dir, err := os.Open(o.ConfDir)
+	if err != nil {
+		return nil, fmt.Errorf("opening the directory of configurations: %w", err)
+	}
+	for {
+		err := unix.Flock(int(dir.Fd()), how)
+		if err == nil {
+			return dir, nil
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return nil, errors.Join(fmt.Errorf("locking %s: %w", o.ConfDir, err), dir.Close())
 		}
 	}
 }

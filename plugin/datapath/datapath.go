@@ -56,6 +56,10 @@ type Options struct {
 	// BeforeStep is called with the name of each step of Attach and ReplacePolicy before it is done; an
 	// error fails the step. For tests of what a failure at each step leaves behind.
 	BeforeStep func(step string) error
+	// PodsGoOn: pods of which attachments are taken down go on, and lose no packet by it: the queueing discipline that
+	// native redirect has given their ends stays. Taking it away, like adding it, deactivates the interface for a moment,
+	// in which the kernel drops what is sent (qdisc_graft() in net/sched/sch_api.c, noop_qdisc).
+	PodsGoOn bool
 }
 
 // Datapath is the way to one node's attachments. It holds nothing open between calls.

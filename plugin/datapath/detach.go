@@ -10,6 +10,7 @@ import (
 
 	"github.com/xdp-cni/xdp-cni/bpf"
 	"github.com/xdp-cni/xdp-cni/internal/pins"
+	"github.com/xdp-cni/xdp-cni/plugin/podend"
 )
 
 // Detach takes an attachment down, whatever state it is in; one that is not there is no error.
@@ -102,7 +103,11 @@ func (d *Datapath) removeDir(dir string, locked locker) error {
 	wait.Wait()
 	errs = errors.Join(errs, mapsErr)
 	if m != nil {
-		errs = errors.Join(errs, removeClsact(m), restorePodEnd(m), restoreVeth(m))
+		var keep podend.Changes
+		if d.PodsGoOn {
+			keep = podend.QueueAdded
+		}
+		errs = errors.Join(errs, removeClsact(m), restorePodEnd(m, keep), restoreVeth(m))
 	}
 	if n != nil && m != nil && mapsErr == nil {
 		errs = errors.Join(errs, locked(func() error { return n.freeSlot(m.HostIndex, m.owner) }))

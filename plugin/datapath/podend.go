@@ -43,7 +43,7 @@ func (a *attaching) preparePodEnd(context.Context) error {
 		return err
 	}
 	defer end.Close()
-	a.undo.Push("restoring the pod's end", func() error { return restorePodEnd(a.meta) })
+	a.undo.Push("restoring the pod's end", func() error { return restorePodEnd(a.meta, 0) })
 	if native {
 		if _, err := end.PrepareNative(func(changes podend.Changes) error {
 			a.meta.podEndChanges = changes
@@ -122,8 +122,9 @@ func routesIPv6(end *podend.End) (bool, error) {
 	return false, nil
 }
 
-// restorePodEnd puts back what was changed at the pod's end, and for BIG TCP at the host's, if they are there still.
-func restorePodEnd(m *Meta) error {
+// restorePodEnd puts back what was changed at the pod's end but for what is to be kept, and for BIG TCP at the host's, if
+// they are there still.
+func restorePodEnd(m *Meta, keep podend.Changes) error {
 	if m.podEndChanges == 0 && !m.has(bpf.DatapathPodFlagPOD_BIG_TCP) {
 		return nil
 	}
@@ -139,5 +140,5 @@ func restorePodEnd(m *Meta) error {
 		return err
 	}
 	defer end.Close()
-	return errors.Join(bigtcp.Restore(host, end, m.bigTCP), end.Restore(m.podEndChanges))
+	return errors.Join(bigtcp.Restore(host, end, m.bigTCP), end.Restore(m.podEndChanges&^keep))
 }

@@ -508,6 +508,28 @@ func TestCheckRedirect(t *testing.T) {
 	}
 }
 
+// TestPodsGoOn: what takes down attachments of pods that go on leaves the queueing discipline at their ends, of which a
+// change loses packets, and puts back all else. With one there already an attachment made anew has nothing to add.
+func TestPodsGoOn(t *testing.T) {
+	r := newRedirectRig(t, datapath.ModeNative, someRedirect)
+	before := r.podState()
+	for range 2 {
+		r.mustAttach(r.opts)
+		attached := r.podState()
+		if !strings.HasPrefix(attached.root, "pfifo ") || attached.gro == before.gro || attached.txChecksum == before.txChecksum {
+			t.Fatalf("attaching has changed %+v to %+v", before, attached)
+		}
+		detach := func(d *datapath.Datapath) error { return d.Detach(t.Context(), r.opts.ContainerID, r.opts.IfName) }
+		if err := r.do(detach, func(o *datapath.Options) { o.PodsGoOn = true }); err != nil {
+			t.Fatal(err)
+		}
+		want := before
+		want.root = attached.root
+		expectSame(t, "the pod's end", want, r.podState())
+		before.root = attached.root
+	}
+}
+
 // TestRefit turns off what a pod's end needs and on again, as its owner may: its packets go directly only while they can.
 func TestRefit(t *testing.T) {
 	for _, test := range []struct {

@@ -9,7 +9,8 @@ import (
 	"github.com/xdp-cni/xdp-cni/tests"
 )
 
-// chain is a chain of plugins: a main plugin with dual stack and masquerading, portmap, bandwidth and xdp.
+// chain is a chain of plugins: a main plugin with dual stack and masquerading, portmap, bandwidth and xdp; ptp without a
+// limit and with xdp last has no bandwidth.
 type chain struct {
 	main     string // bridge or ptp
 	ipam     string // host-local or xdp-ipam
@@ -20,6 +21,7 @@ type chain struct {
 	version  string     // of CNI; 1.0.0 if empty
 	limit    int        // bits per second either way of every pod; none if 0
 	filter   tests.Conf // of every pod, if there is one
+	plain    bool       // without xdp
 	networks int        // as many networks of this kind for every pod; 0 and 1 are the same
 }
 
@@ -61,9 +63,14 @@ func (c chain) conflist(n *node, name string, number int) string {
 		xdp["filter"] = c.filter
 	}
 	plugins := []tests.Conf{main, {"type": "portmap", "capabilities": tests.Conf{"portMappings": true}}}
-	if c.xdpFirst {
+	switch {
+	case c.main == "ptp" && c.limit == 0 && !c.xdpFirst:
+		plugins = append(plugins, xdp)
+	case c.plain:
+		plugins = append(plugins, bandwidth)
+	case c.xdpFirst:
 		plugins = append(plugins, xdp, bandwidth)
-	} else {
+	default:
 		plugins = append(plugins, bandwidth, xdp)
 	}
 	version := c.version

@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -49,7 +48,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
   tolerate_missing_hugetlb_controller = true
   disable_apparmor = true
   restrict_oom_score_adj = true
-  netns_mounts_under_state_dir = true
+  netns_mounts_under_state_dir = %[10]t
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = %[6]q
     conf_dir = %[7]q
@@ -72,6 +71,22 @@ func startContainerd(t *testing.T, n *node, version string, c chain) *containerd
 	if c.version == "" && version == "2.1" {
 		c.version = "1.1.0" // which 1.6 and 1.7 refuse
 	}
+	confDir := filepath.Join(n.Dir, "net.d")
+	if err := c.write(n, confDir); err != nil {
+		t.Fatal(err)
+	}
+	return startContainerdAt(t, n, version, directories{plugins: n.plugins, networks: confDir}, max(c.networks, 1))
+}
+
+// directories are those that a containerd is told.
+type directories struct {
+	plugins, networks string
+	namespacesInRun   bool // the pods' network namespaces are in /var/run/netns, as they are by default, not below its state
+}
+
+// startContainerdAt starts a containerd on the node for pods of as many networks as told.
+func startContainerdAt(t *testing.T, n *node, version string, at directories, networks int) *containerd {
+	t.Helper()
 	r := &containerd{node: n, dir: filepath.Join(n.Dir, "containerd"), bin: unpacked(t, "containerd-"+version)}
 	r.cgroup, r.forgets = "/"+filepath.Base(n.Dir), version == "1.7"
 	if err := os.Mkdir(r.dir, 0o711); err != nil {
@@ -80,11 +95,8 @@ func startContainerd(t *testing.T, n *node, version string, c chain) *containerd
 	if err := os.Chmod(n.Dir, 0o711); err != nil { // runc looks for the image's files as the user of the container
 		t.Fatal(err)
 	}
-	if err := c.write(n, r.path("net.d")); err != nil {
-		t.Fatal(err)
-	}
-	text := fmt.Sprintf(configuration, r.path("root"), r.path("run"), r.socket(), r.path("opt"), imageName,
-		n.plugins, r.path("net.d"), filepath.Join(unpacked(t, runcOf), "usr/sbin/runc"), max(c.networks, 1))
+	text := fmt.Sprintf(configuration, r.path("root"), r.path("run"), r.socket(), r.path("opt"), imageName, at.plugins,
+		at.networks, filepath.Join(unpacked(t, runcOf), "usr/sbin/runc"), networks, !at.namespacesInRun)
 	if err := os.WriteFile(r.path("config.toml"), []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -134,8 +146,8 @@ func (r *containerd) start(ctx context.Context) error {
 	if err := r.node.Start(r.cmd); err != nil {
 		return fmt.Errorf("start containerd: %w", err)
 	}
-	return eventually(30*time.Second, func() error {
-		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	return eventually(patience, func() error {
+		ctx, cancel := context.WithTimeout(ctx, patience/2)
 		defer cancel()
 		return r.Ready(ctx)
 	})
@@ -166,7 +178,7 @@ func (r *containerd) removeAll(ctx context.Context) error {
 
 // end removes what is there and stops containerd, and checks that no process, mount or cgroup of it is left.
 func (r *containerd) end(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 	defer cancel()
 	if r.cmd != nil {
 		if err := r.removeAll(ctx); err != nil {
@@ -181,7 +193,7 @@ func (r *containerd) end(t *testing.T) {
 			t.Logf("the end of containerd's log:\n%s", bytes.Join(lines[max(0, len(lines)-30):], []byte("\n")))
 		}
 	}
-	err := eventually(10*time.Second, func() error {
+	err := eventually(patience, func() error {
 		if left, err := r.node.processes(); err != nil || len(left) > 0 {
 			return fmt.Errorf("processes left: %v, %w", left, err)
 		}
@@ -232,7 +244,7 @@ func removeCgroups(name string) error {
 	}
 	dirs = append(dirs, "/sys/fs/cgroup"+name)
 	for _, dir := range dirs {
-		err := eventually(5*time.Second, func() error {
+		err := eventually(patience, func() error {
 			if err := os.Remove(dir); !errors.Is(err, os.ErrNotExist) {
 				return err
 			}

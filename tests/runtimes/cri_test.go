@@ -7,8 +7,9 @@ import (
 	"github.com/xdp-cni/xdp-cni/tests/runtimes/cri"
 )
 
-// patience is how long a test waits for what comes by itself.
-const patience = 10 * time.Second
+// patience is how long a test waits for what comes by itself. It is a bound for what does not come, however slow the
+// machine.
+const patience = 2 * time.Minute
 
 // TestContainerd runs the basics under each containerd with chains of all kinds; under the first one, and not with
 // -short, with all chains there are.

@@ -83,9 +83,11 @@ func privateMounts() error {
 	if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
 		return fmt.Errorf("mount /proc: %w", err)
 	}
-	for _, dir := range []string{"/var/lib/cni", "/run/netns", "/run/containerd"} {
+	for _, dir := range []string{"/var/lib/cni", "/run/netns", "/run/containerd", "/etc/cni/net.d", "/opt/cni/bin"} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
+		}
+		for unix.Unmount(dir, unix.MNT_DETACH) == nil { // one mount alone: containerd takes the first that it finds
 		}
 		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=0755"); err != nil {
 			return fmt.Errorf("mount a tmpfs on %s: %w", dir, err)

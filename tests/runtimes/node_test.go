@@ -216,7 +216,7 @@ func (n *node) nothingLeft(t *testing.T) {
 		"results":              results,
 		"mounts":               n.mounts,
 	} {
-		err := eventually(5*time.Second, func() error {
+		err := eventually(patience, func() error {
 			left, err := list()
 			if err == nil && len(left) > 0 {
 				err = fmt.Errorf("%q", left)

@@ -54,14 +54,7 @@ func startPodman(t *testing.T, n *node, c chain) *podman {
 		r.networks += fmt.Sprintf(",net%d", number)
 	}
 	r.networks = r.networks[1:]
-	if err := unix.Mount("overlay", "/usr", "overlay", 0, "lowerdir="+filepath.Join(unpacked(t, "podman-4.3"), "usr")+":/usr"); err != nil {
-		t.Fatalf("lay podman over /usr: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount("/usr", unix.MNT_DETACH); err != nil {
-			t.Errorf("unmount /usr: %v", err)
-		}
-	})
+	overUsr(t, unpacked(t, "podman-4.3"))
 	if err := os.Mkdir(r.dir, 0o711); err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +142,7 @@ func (r *podman) remove(ctx context.Context, p *pod) error {
 
 // end removes what is there, and checks that no process or mount is left.
 func (r *podman) end(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 	defer cancel()
 	if _, err := r.podman(ctx, "rm", "--all", "--force", "--time", "0"); err != nil {
 		t.Error(err)

@@ -162,7 +162,7 @@ func TestManyPods(t *testing.T) {
 }
 
 func manyPods(t *testing.T, n *node, r *containerd, pods int) {
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	sandboxes := make([]string, pods)
 	addresses := make([][]netip.Addr, pods)

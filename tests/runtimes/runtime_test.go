@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/xdp-cni/xdp-cni/tests/runtimes/cri"
 	"github.com/xdp-cni/xdp-cni/tests/runtimes/image"
 )
@@ -102,6 +104,23 @@ func unpacked(t *testing.T, name string) string {
 		t.Fatalf("%s is not in %s: make test-runtimes fetches it", name, filepath.Dir(dir))
 	}
 	return dir
+}
+
+// overUsr lays the directories usr of others over /usr, for this test, in this mount namespace alone.
+func overUsr(t *testing.T, dirs ...string) {
+	t.Helper()
+	var lower strings.Builder
+	for _, dir := range dirs {
+		lower.WriteString(filepath.Join(dir, "usr") + ":")
+	}
+	if err := unix.Mount("overlay", "/usr", "overlay", 0, "lowerdir="+lower.String()+"/usr"); err != nil {
+		t.Fatalf("lay %q over /usr: %v", dirs, err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount("/usr", unix.MNT_DETACH); err != nil {
+			t.Errorf("unmount /usr: %v", err)
+		}
+	})
 }
 
 // archive writes the image of app and returns its path.

@@ -39,7 +39,7 @@ func limits(t *testing.T, n *node, r runtime, c chain) {
 			}
 			allowed := c.limit/8*milliseconds/1000 + c.limit/80 // and the burst
 			t.Logf("%s: %d bytes in %d ms, of %d allowed", what, received, milliseconds, allowed)
-			if received > 3*allowed || received < allowed/20 {
+			if received > 3*allowed || received < c.limit/80 { // at least the burst
 				return fmt.Errorf("%s: %d bytes came in %d ms, and %d are allowed", what, received, milliseconds, allowed)
 			}
 			return nil
@@ -101,7 +101,7 @@ func firstPacket(t *testing.T, n *node, r runtime) {
 		if err != nil {
 			t.Error(err)
 		}
-		if got := arrivals(); got != test.arrive {
+		if got := arrivals(test.arrive); got != test.arrive {
 			t.Errorf("pod %s: %d datagrams arrived, want %d", p.name, got, test.arrive)
 		}
 		mustRemove(t, r, p)
@@ -115,17 +115,22 @@ var denyPort = tests.Conf{"rules": []tests.Conf{{
 	"name": "discard", "direction": "egress", "action": "deny", "protocol": "udp", "ports": []string{strconv.Itoa(deniedPort)},
 }}}
 
-// listen receives datagrams at a place. What it returns counts them, until none has come for a moment, and ends it.
-func listen(at tests.Place, address netip.AddrPort) (count func() int, err error) {
+// listen receives datagrams at a place. What it returns waits for as many as told, and for a moment whether more come,
+// counts them, and ends it.
+func listen(at tests.Place, address netip.AddrPort) (count func(expected int) int, err error) {
 	var conn *net.UDPConn
 	err = at.Do(func() (err error) {
 		conn, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(address))
 		return err
 	})
-	return func() (n int) {
+	return func(expected int) (n int) {
 		defer conn.Close()
 		for buffer := make([]byte, 1<<16); ; n++ {
-			_ = conn.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+			wait := patience
+			if n >= expected {
+				wait = 300 * time.Millisecond
+			}
+			_ = conn.SetReadDeadline(time.Now().Add(wait))
 			if _, err := conn.Read(buffer); err != nil {
 				return n
 			}

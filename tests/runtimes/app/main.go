@@ -7,6 +7,8 @@
 //	app echo SERVER COUNT SIZE
 //	app flood SERVER COUNT SIZE      sends at once, whatever becomes of it, and then pauses
 //	app interfaces
+//	app stream FILE SERVER...        until there is the file: see talk.Stream
+//	app touch FILE
 package main
 
 import (
@@ -43,7 +45,12 @@ func run(args []string) error {
 		pause()
 		return nil
 	}
-	if command == "serve" {
+	switch command {
+	case "touch":
+		return os.WriteFile(args[0], nil, 0o600)
+	case "stream":
+		return stream(args[0], args[1:])
+	case "serve":
 		args[0] = "[::]:" + args[0]
 	}
 	server, err := netip.ParseAddrPort(args[0])
@@ -85,6 +92,24 @@ func run(args []string) error {
 		return nil
 	}
 	return errors.New("no such command: " + command)
+}
+
+// stream prints how many datagrams went to servers and back.
+func stream(stop string, texts []string) error {
+	var servers []netip.AddrPort
+	for _, text := range texts {
+		if text == "" {
+			continue
+		}
+		server, err := netip.ParseAddrPort(text)
+		if err != nil {
+			return err
+		}
+		servers = append(servers, server)
+	}
+	n, err := talk.Stream(servers, func() bool { _, err := os.Stat(stop); return err == nil })
+	fmt.Println(n)
+	return err
 }
 
 // interfaces prints the name, MTU and addresses of each interface, one to a line.

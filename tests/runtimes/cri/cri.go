@@ -94,26 +94,49 @@ func (c *Client) RunPod(ctx context.Context, p Pod) (id string, err error) {
 
 // Run makes and starts a container of a pod, and returns its ID.
 func (c *Client) Run(ctx context.Context, p Pod, sandbox, image string, args ...string) (id string, err error) {
-	namespaces := c.sandbox(p).Linux.SecurityContext.NamespaceOptions
-	r, err := c.runtime.CreateContainer(ctx, &api.CreateContainerRequest{
-		PodSandboxId: sandbox, SandboxConfig: c.sandbox(p),
-		Config: &api.ContainerConfig{
-			Metadata: &api.ContainerMetadata{Name: "main", Attempt: p.Attempt}, Image: &api.ImageSpec{Image: image}, Args: args, LogPath: "main.log",
-			Linux: &api.LinuxContainerConfig{SecurityContext: &api.LinuxContainerSecurityContext{NamespaceOptions: namespaces}},
-		},
+	return c.RunContainer(ctx, p, sandbox, &api.ContainerConfig{
+		Metadata: &api.ContainerMetadata{Name: "main"}, Image: &api.ImageSpec{Image: image}, Args: args,
 	})
+}
+
+// RunContainer makes and starts a container of a pod, and returns its ID. It fills in what all containers of the pod have.
+func (c *Client) RunContainer(ctx context.Context, p Pod, sandbox string, config *api.ContainerConfig) (id string, err error) {
+	config.Metadata.Attempt, config.LogPath = p.Attempt, config.Metadata.Name+".log"
+	if config.Linux == nil {
+		config.Linux = &api.LinuxContainerConfig{}
+	}
+	if config.Linux.SecurityContext == nil {
+		config.Linux.SecurityContext = &api.LinuxContainerSecurityContext{}
+	}
+	config.Linux.SecurityContext.NamespaceOptions = c.sandbox(p).Linux.SecurityContext.NamespaceOptions
+	r, err := c.runtime.CreateContainer(ctx, &api.CreateContainerRequest{PodSandboxId: sandbox, SandboxConfig: c.sandbox(p), Config: config})
 	if err != nil {
-		return "", fmt.Errorf("create a container of pod %s/%s: %w", p.Namespace, p.Name, err)
+		return "", fmt.Errorf("create container %s of pod %s/%s: %w", config.Metadata.Name, p.Namespace, p.Name, err)
 	}
 	if _, err := c.runtime.StartContainer(ctx, &api.StartContainerRequest{ContainerId: r.ContainerId}); err != nil {
-		return "", fmt.Errorf("start a container of pod %s/%s: %w", p.Namespace, p.Name, err)
+		return "", fmt.Errorf("start container %s of pod %s/%s: %w", config.Metadata.Name, p.Namespace, p.Name, err)
 	}
 	return r.ContainerId, nil
 }
 
+// Exited tells whether a container has ended, and with what status.
+func (c *Client) Exited(ctx context.Context, container string) (exited bool, status int32, err error) {
+	r, err := c.runtime.ContainerStatus(ctx, &api.ContainerStatusRequest{ContainerId: container})
+	if err != nil {
+		return false, 0, err
+	}
+	return r.Status.State == api.ContainerState_CONTAINER_EXITED, r.Status.ExitCode, nil
+}
+
+// Log returns what a container of a pod, by its name, has written, with a time and a stream before each line.
+func (c *Client) Log(p Pod, name string) string {
+	text, _ := os.ReadFile(filepath.Join(c.sandbox(p).LogDirectory, name+".log")) // none is empty
+	return string(text)
+}
+
 // Exec runs a command in a container to its end. What it wrote comes with an error too.
 func (c *Client) Exec(ctx context.Context, container string, command ...string) (stdout string, err error) {
-	r, err := c.runtime.ExecSync(ctx, &api.ExecSyncRequest{ContainerId: container, Cmd: command, Timeout: 60})
+	r, err := c.runtime.ExecSync(ctx, &api.ExecSyncRequest{ContainerId: container, Cmd: command, Timeout: 900})
 	if err != nil {
 		return "", fmt.Errorf("exec %q: %w", command, err)
 	}

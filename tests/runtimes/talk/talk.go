@@ -9,6 +9,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -19,7 +20,7 @@ import (
 )
 
 // patience bounds each exchange but Fill.
-const patience = 5 * time.Second
+const patience = 30 * time.Second
 
 // Server is a server of a port. Close both listeners when done.
 type Server struct {
@@ -172,6 +173,43 @@ func Echo(server netip.AddrPort, n, size int) error {
 		}
 	}
 	return nil
+}
+
+// Stream sends datagrams to servers by turns, each when the one before has come back, until it is told to stop, and
+// returns how many did. One that does not come back, or another in its place, is an error.
+func Stream(servers []netip.AddrPort, stop func() bool) (n int, err error) {
+	var conns []*net.UDPConn
+	defer func() {
+		for _, conn := range conns {
+			_ = conn.Close()
+		}
+	}()
+	for _, server := range servers {
+		conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(server))
+		if err != nil {
+			return 0, err
+		}
+		conns = append(conns, conn)
+	}
+	for buffer := make([]byte, 16); !stop(); time.Sleep(200 * time.Microsecond) {
+		for i, conn := range conns {
+			sent := binary.BigEndian.AppendUint64(nil, uint64(n))
+			if _, err := conn.Write(sent); err != nil {
+				return n, fmt.Errorf("datagram %d to %s: %w", n, servers[i], err)
+			}
+			at := time.Now()
+			_ = conn.SetReadDeadline(at.Add(patience))
+			got, err := conn.Read(buffer)
+			if err != nil {
+				return n, fmt.Errorf("datagram %d to %s, sent at %s: %w", n, servers[i], at.Format(time.StampMicro), err)
+			}
+			if !bytes.Equal(buffer[:got], sent) {
+				return n, fmt.Errorf("datagram %d to %s: %x came back", n, servers[i], buffer[:got])
+			}
+			n++
+		}
+	}
+	return n, nil
 }
 
 func dial(server netip.AddrPort) (*net.TCPConn, error) {

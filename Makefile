@@ -9,7 +9,7 @@ CLANG_FORMAT ?= clang-format-16
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 
 MODULE := github.com/xdp-cni/xdp-cni
-GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X $(MODULE)/internal/release.version=$(VERSION)"
+GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X $(MODULE)/internal/release.stamp=xdp-cni-release:$(VERSION):"
 # asm/types.h is where Debian keeps what differs by architecture
 BPF_CFLAGS := -isystem /usr/include/$(shell uname -m)-linux-gnu
 C_FILES := bpf/datapath.c $(wildcard bpf/lib/*.h)

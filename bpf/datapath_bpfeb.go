@@ -446,6 +446,8 @@ const (
 	DatapathProgTcEgress          = "tc_egress"
 	DatapathProgTcIngress         = "tc_ingress"
 	DatapathProgXdpEgress         = "xdp_egress"
+	DatapathVarBpfMetadataDigest  = "bpf_metadata_digest"
+	DatapathVarBpfMetadataRelease = "bpf_metadata_release"
 	DatapathVarConfigCoarseClock  = "config_coarse_clock"
 	DatapathVarConfigRedirect     = "config_redirect"
 	DatapathVarConfigXdpFrags     = "config_xdp_frags"
@@ -549,6 +551,8 @@ type DatapathMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DatapathVariableSpecs struct {
+	BpfMetadataDigest  *ebpf.VariableSpec `ebpf:"bpf_metadata_digest"`
+	BpfMetadataRelease *ebpf.VariableSpec `ebpf:"bpf_metadata_release"`
 	ConfigCoarseClock  *ebpf.VariableSpec `ebpf:"config_coarse_clock"`
 	ConfigRedirect     *ebpf.VariableSpec `ebpf:"config_redirect"`
 	ConfigXdpFrags     *ebpf.VariableSpec `ebpf:"config_xdp_frags"`
@@ -649,6 +653,8 @@ func (m *DatapathMaps) Close() error {
 //
 // It can be passed to LoadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DatapathVariables struct {
+	BpfMetadataDigest  *ebpf.Variable `ebpf:"bpf_metadata_digest"`
+	BpfMetadataRelease *ebpf.Variable `ebpf:"bpf_metadata_release"`
 	ConfigCoarseClock  *ebpf.Variable `ebpf:"config_coarse_clock"`
 	ConfigRedirect     *ebpf.Variable `ebpf:"config_redirect"`
 	ConfigXdpFrags     *ebpf.Variable `ebpf:"config_xdp_frags"`

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -120,6 +121,10 @@ func BuildReference(ctx context.Context) (Binaries, error) {
 
 // goBuild builds packages into output. Processes take turns, so that none runs a binary that another is writing.
 func goBuild(ctx context.Context, output string, packages ...string) error {
+	return goBuildFlags(ctx, nil, output, packages...)
+}
+
+func goBuildFlags(ctx context.Context, flags []string, output string, packages ...string) error {
 	root, err := repoRoot()
 	if err != nil {
 		return err
@@ -132,7 +137,7 @@ func goBuild(ctx context.Context, output string, packages ...string) error {
 		return err
 	}
 	defer unlock()
-	cmd := exec.CommandContext(ctx, "go", append([]string{"build", "-o", output}, packages...)...)
+	cmd := exec.CommandContext(ctx, "go", slices.Concat([]string{"build", "-o", output}, flags, packages)...)
 	cmd.Dir = root
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	var messages bytes.Buffer

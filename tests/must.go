@@ -17,6 +17,16 @@ func MustBuild(t testing.TB) Binaries {
 	return b
 }
 
+// MustBuildNext is BuildNext.
+func MustBuildNext(t testing.TB) Binaries {
+	t.Helper()
+	b, err := BuildNext(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
 // MustBuildReference builds the reference plugins; see [BuildReference].
 func MustBuildReference(t testing.TB) Binaries {
 	t.Helper()

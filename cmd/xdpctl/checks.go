@@ -140,13 +140,13 @@ func (f *facts) checkNode() check {
 		return warn(name, fmt.Sprintf("it is of a network namespace that is gone, inode %d", f.node.Netns),
 			"nothing: the next ADD makes it anew")
 	}
-	detail := fmt.Sprintf("%d programs made by %s, %d attachments of %d at most",
+	detail := fmt.Sprintf("%d programs of %s, %d attachments of %d at most",
 		len(f.node.Programs), f.node.Release, f.node.Taken, f.node.Slots)
 	switch {
 	case f.node.Taken*10 >= f.node.Slots*9:
 		return warn(name, detail, "schedule fewer pods here: past that ADD fails")
 	case f.node.Release != f.release:
-		return warn(name, detail+"; xdpctl is "+f.release, "nothing: both read the same layout; programs are replaced once all pods are")
+		return warn(name, detail+"; xdpctl is "+f.release, "xdpctl upgrade, if that release is to be in use here: it replaces the programs without losing a packet")
 	}
 	return ok(name, detail)
 }

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/xdp-cni/xdp-cni/conf"
-	"github.com/xdp-cni/xdp-cni/internal/pins"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
 )
 
@@ -59,7 +58,7 @@ func TestGolden(t *testing.T) {
 	tested := sampleTest(t)
 	endpoints := newEndpointsReport(sampleEndpoints(), nil, false)
 	applied := sampleApply(t)
-	version := versionReport{Release: "v0.1.0", Layout: pins.Version, BPFFS: "/sys/fs/bpf/xdp-cni", Node: newNodeReport(sampleNode())}
+	version, behind := sampleVersion("v0.1.0", "v0.1.0"), sampleVersion("v0.2.0", "v0.1.0")
 	for _, result := range []struct {
 		name   string
 		result any
@@ -80,7 +79,10 @@ func TestGolden(t *testing.T) {
 		{"filter-apply", applied, func(style) string { return applyText(applied) }, nil},
 		{"endpoints", endpoints, func(s style) string { return endpointsText(endpoints, s) }, []format{formatWide}},
 		{"drops", drops, func(s style) string { return dropsText(drops, s, now) }, nil},
-		{"version", version, func(style) string { return versionText(&version, true, now) }, nil},
+		{"version", version, func(style) string { return versionText(version, true, now) }, nil},
+		{"version-behind", behind, func(style) string { return versionText(behind, true, now) }, nil},
+		{"upgrade", sampleUpgrade(false), func(style) string { return upgradeText(sampleUpgrade(false)) }, nil},
+		{"upgrade-dry-run", sampleUpgrade(true), func(style) string { return upgradeText(sampleUpgrade(true)) }, nil},
 		{"install", sampleInstall(), func(style) string { return installText(sampleInstall()) }, nil},
 		{"uninstall", sampleUninstall(), func(style) string { return installText(sampleUninstall()) }, nil},
 		{"attach", sampleAttach(), func(style) string { return attachText(sampleAttach()) }, nil},
@@ -125,7 +127,7 @@ func TestFollowGolden(t *testing.T) {
 // TestHelpGolden has the help of the commands about filters, of those that show them, and of installing.
 func TestHelpGolden(t *testing.T) {
 	for _, command := range []string{"", "stats", "pods", "drops", "endpoints", "trace", "filter", "filter show", "filter apply", "filter test",
-		"install", "uninstall", "attach", "detach"} {
+		"install", "upgrade", "uninstall", "attach", "detach", "version"} {
 		status, stdout, stderr := xdpctl(t.Context(), append(strings.Fields(command), "--help")...)
 		if status != 0 || stderr != "" {
 			t.Errorf("%s: status %d, %q", command, status, stderr)

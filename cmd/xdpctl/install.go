@@ -47,6 +47,9 @@ already stays: it may be repeated, with other flags to change what they say of t
 or another comes to go before it. It waits for one if there is none, and for what is being written until
 it is whole.
 
+Pods that run with an earlier release's programs keep them, and new ones get them too, until xdpctl
+upgrade, or --upgrade here.
+
 It refuses a chain whose main plugin makes no veth (macvlan, ipvlan, host-device, ...), and a kernel
 that cannot do it.`
 
@@ -70,6 +73,7 @@ type installOptions struct {
 	from, file, mode, subnet string
 	filter                   filterFile
 	redirect, watch, dryRun  bool
+	upgrade                  bool
 }
 
 func newInstallCommand(o *options) *cobra.Command {
@@ -82,8 +86,13 @@ func newInstallCommand(o *options) *cobra.Command {
   xdpctl install --mode tcx --filter filter.yaml
   xdpctl install --watch`,
 		Args: usageArgs(func(cmd *cobra.Command, args []string) error {
-			if f.watch && f.dryRun {
+			switch {
+			case f.watch && f.dryRun:
 				return errors.New("--watch and --dry-run do not go together")
+			case f.upgrade && f.watch:
+				return errors.New("--upgrade and --watch do not go together")
+			case f.upgrade && f.from != "":
+				return errors.New("--upgrade and --from do not go together: this xdpctl's programs would be loaded, not those of --from")
 			}
 			return cobra.NoArgs(cmd, args)
 		}),
@@ -96,7 +105,14 @@ func newInstallCommand(o *options) *cobra.Command {
 			if err := o.canAttach(&options.Settings); err != nil {
 				return err
 			}
-			return o.install(cmd.Context(), options, f.watch)
+			if err := o.install(cmd.Context(), options, f.watch); err != nil {
+				return err
+			}
+			if f.upgrade {
+				return o.upgrade(cmd.Context(), f.dryRun)
+			}
+			o.hintUpgrade(cmd.Context())
+			return nil
 		},
 	}
 	f.confFlag(cmd)
@@ -109,6 +125,7 @@ func newInstallCommand(o *options) *cobra.Command {
 	flags.BoolVar(&f.redirect, "redirect", false, "packets between pods of the node go directly")
 	flags.StringVar(&f.subnet, "subnet", "10.88.0.0/16", "`addresses` of pods, where a configuration has to be made")
 	flags.BoolVar(&f.watch, "watch", false, "stay, and put the entry back when it is lost")
+	flags.BoolVar(&f.upgrade, "upgrade", false, "then do what xdpctl upgrade does: pods that run get this release's programs")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "only show what would change")
 	_ = cmd.MarkFlagDirname("from")
 	_ = cmd.MarkFlagFilename("filter", "json", "yaml", "yml")
@@ -232,6 +249,20 @@ func (o *options) install(ctx context.Context, options install.Options, watch bo
 		fmt.Fprintln(o.err, "Pods that start from now on are attached. For those that run: xdpctl attach --all")
 	}
 	return nil
+}
+
+// hintUpgrade says that pods run with another release's programs, where that is so and can be seen.
+func (o *options) hintUpgrade(ctx context.Context) {
+	if !o.format.isTable() || datapath.CheckPrivileges() != nil {
+		return
+	}
+	u, err := o.datapath().Upgrade(ctx, datapath.UpgradeOptions{DryRun: true})
+	switch {
+	case errors.Is(err, datapath.ErrLayout):
+		fmt.Fprintf(o.err, "Pods do not start before those that run are gone, or the release before is back: %v\n", err)
+	case err == nil && u.Needed():
+		fmt.Fprintf(o.err, "Pods run with the programs of %s, and so will new ones: xdpctl upgrade replaces them, without losing a packet.\n", u.From)
+	}
 }
 
 // installText writes files and pods with what became of them; with a dry run the differences, too.

@@ -147,7 +147,7 @@ func TestNode(t *testing.T) {
 	_, stderr := r.xdpctl(exitFailure, "peers", r.veths[1].HostName)
 	r.contains(stderr, "demo/server has no counters by peer")
 	stdout, _ = r.xdpctl(0, "version")
-	r.contains(stdout, "made by test", "xdp_egress", "tc_ingress", "2 attachments of 4096")
+	r.contains(stdout, "runs test", "xdp_egress", "tc_ingress", "2 attachments of 4096")
 	stdout, _ = r.xdpctl(0, "doctor")
 	r.contains(stdout, "2 intact", "an ADD can succeed", "nothing to collect")
 	stdout, _ = r.xdpctl(0, "__complete", "stats", "demo/s")

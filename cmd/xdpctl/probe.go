@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -15,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/xdp-cni/xdp-cni/conf"
-	"github.com/xdp-cni/xdp-cni/internal/pins"
 	"github.com/xdp-cni/xdp-cni/internal/release"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
 )
@@ -123,13 +121,9 @@ func (f *facts) probeProgram() {
 func (f *facts) probePins(d *datapath.Datapath) {
 	f.mounted, f.mountedErr = d.Root.Mounted()
 	f.mountable = d.Root.Mountable()
-	entries, err := os.ReadDir(f.root)
+	_, err := os.Stat(f.root)
 	f.rootIsThere = err == nil
-	for _, entry := range entries {
-		if entry.IsDir() && entry.Name() != pins.Version && strings.HasPrefix(entry.Name(), "v") {
-			f.otherLayouts = append(f.otherLayouts, filepath.Join(f.root, entry.Name()))
-		}
-	}
+	f.otherLayouts, _ = d.Root.OtherLayouts() // what cannot be read is told of the rest
 	staged, _ := d.Root.StagedPods()
 	for _, id := range staged {
 		info, err := os.Stat(d.Root.Staged(id))

@@ -154,7 +154,7 @@ func newRootCommand(o *options) *cobra.Command {
 	root.AddCommand(newPodsCommand(o), newStatsCommand(o), newPeersCommand(o),
 		newFilterCommand(o), newDropsCommand(o), newEndpointsCommand(o), newTraceCommand(o), newIPAMCommand(o),
 		newDoctorCommand(o), newGCCommand(o), newVersionCommand(o),
-		newInstallCommand(o), newUninstallCommand(o), newAttachCommand(o), newDetachCommand(o))
+		newInstallCommand(o), newUpgradeCommand(o), newUninstallCommand(o), newAttachCommand(o), newDetachCommand(o))
 	return root
 }
 

@@ -122,8 +122,8 @@ func sampleNode() *datapath.NodeInfo {
 	return &datapath.NodeInfo{
 		Release: "v0.1.0", Created: made, Netns: 4026531840, Here: true, XDPFrags: true, Slots: 4096, Taken: 4,
 		Programs: []datapath.NodeProgram{
-			{Name: "xdp_egress", ID: 41, Type: ebpf.XDP, Tag: "0123456789abcdef", Loaded: made},
-			{Name: "tc_ingress", ID: 142, Type: ebpf.SchedCLS, Tag: "fedcba9876543210", Loaded: made},
+			{Name: "xdp_egress", ID: 41, Type: ebpf.XDP, Tag: "0123456789abcdef", Loaded: made, Release: "v0.1.0"},
+			{Name: "tc_ingress", ID: 142, Type: ebpf.SchedCLS, Tag: "fedcba9876543210", Loaded: made, Release: "v0.1.0"},
 		},
 	}
 }

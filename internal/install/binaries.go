@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/xdp-cni/xdp-cni/internal/release"
 	"github.com/xdp-cni/xdp-cni/internal/wholefile"
 )
 
@@ -101,6 +102,37 @@ func (o Options) copyBinary(name string, text []byte) (Change, error) {
 	}
 	return change, wholefile.Put(change.Path, filepath.Join(o.BinDir, stateDir+"."+name), text,
 		wholefile.Attributes{Mode: binaryMode, UID: os.Geteuid(), GID: os.Getegid()})
+}
+
+// Binary is an installed file of ours.
+type Binary struct {
+	Path    string
+	Release string
+}
+
+// InstalledBinaries returns those of ours that are in a directory, with their releases.
+func InstalledBinaries(binDir string) ([]Binary, error) {
+	var (
+		found []Binary
+		errs  error
+	)
+	for _, name := range Binaries {
+		path := filepath.Join(binDir, name)
+		ours, err := builtOfOurs(path)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && !ours {
+			continue
+		}
+		b := Binary{Path: path}
+		if err == nil {
+			b.Release, err = release.Of(path)
+		}
+		if err != nil {
+			errs = errors.Join(errs, err)
+			continue
+		}
+		found = append(found, b)
+	}
+	return found, errs
 }
 
 // RemoveBinaries removes those of the binaries that are ours, but for those to keep.

@@ -16,6 +16,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // Version names the layout: what is pinned, where, and how its maps look. A release that changes
@@ -38,6 +39,18 @@ func NewRoot(path string) Root {
 func (r Root) String() string { return r.path }
 
 func (r Root) layout() string { return filepath.Join(r.path, Version) }
+
+// OtherLayouts lists the directories of other versions of the layout, sorted.
+func (r Root) OtherLayouts() ([]string, error) {
+	names, err := list(r.path)
+	var others []string
+	for _, name := range names {
+		if name != Version && strings.HasPrefix(name, "v") {
+			others = append(others, filepath.Join(r.path, name))
+		}
+	}
+	return others, err
+}
 
 // Node is the directory of the programs and maps that all attachments share.
 func (r Root) Node() string { return filepath.Join(r.layout(), nodeName) }

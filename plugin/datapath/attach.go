@@ -433,7 +433,7 @@ func (a *attaching) enterEndpoint(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	unfit, err := a.unfit(a.meta)
+	unfit, err := a.unfit(a.dir, a.meta)
 	if err != nil {
 		return err
 	}

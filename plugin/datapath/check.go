@@ -101,7 +101,7 @@ func (d *Datapath) checkIntact(dir string, m *Meta, peers, filter bool) error {
 	if err := n.checkFilter(dir, m, filter); err != nil {
 		return err
 	}
-	if err := d.checkRedirect(n, m, slot, entry); err != nil {
+	if err := d.checkRedirect(n, dir, m, slot, entry); err != nil {
 		return err
 	}
 	host, err := netlink.LinkByIndex(m.HostIndex)
@@ -125,8 +125,8 @@ func (d *Datapath) checkIntact(dir string, m *Meta, peers, filter bool) error {
 	return nil
 }
 
-// check returns ErrCheck if the hook is not the node's pinned program, on the attachment's
-// interface, in its mode.
+// check returns ErrCheck if the hook is not the node's pinned program, or that of another release whose
+// upgrade has not got here yet, on the attachment's interface, in its mode.
 func (h hook) check(dir string, n *node, m *Meta, host netlink.Link) error {
 	shared, err := n.meta()
 	if err != nil {
@@ -146,7 +146,7 @@ func (h hook) check(dir string, n *node, m *Meta, host netlink.Link) error {
 		if err != nil {
 			return err
 		}
-		if len(ours) != 1 || h.programID(m) != pinned {
+		if len(ours) != 1 {
 			return fmt.Errorf("%w: %d filters of ours on %s run the pinned program %d", ErrCheck, len(ours), m.HostName, pinned)
 		}
 		return nil
@@ -163,11 +163,18 @@ func (h hook) check(dir string, n *node, m *Meta, host netlink.Link) error {
 		return fmt.Errorf("%w: its link is detached", ErrCheck)
 	case state.ifindex != m.HostIndex:
 		return fmt.Errorf("%w: its link is on interface %d, not on %s (%d)", ErrCheck, state.ifindex, m.HostName, m.HostIndex)
-	case state.program != pinned:
-		return fmt.Errorf("%w: its link runs program %d, pinned is program %d", ErrCheck, state.program, pinned)
+	}
+	if state.program != pinned {
+		ours, err := h.isOurs(state.program, m)
+		if err != nil {
+			return err
+		}
+		if !ours {
+			return fmt.Errorf("%w: its link runs program %d, pinned is program %d", ErrCheck, state.program, pinned)
+		}
 	}
 	if h.isXDP() {
-		return h.checkXDP(host, pinned)
+		return h.checkXDP(host, state.program)
 	}
 	return h.checkTCX(host, state.id)
 }
@@ -185,7 +192,7 @@ func (h hook) checkXDP(host netlink.Link, program ebpf.ProgramID) error {
 	case xdp.AttachMode != want:
 		return fmt.Errorf("%w: %s runs XDP in another mode than %s", ErrCheck, host.Attrs().Name, h.mode)
 	case ebpf.ProgramID(xdp.ProgId) != program:
-		return fmt.Errorf("%w: %s runs XDP program %d, pinned is program %d", ErrCheck, host.Attrs().Name, xdp.ProgId, program)
+		return fmt.Errorf("%w: %s runs XDP program %d, its link program %d", ErrCheck, host.Attrs().Name, xdp.ProgId, program)
 	}
 	return nil
 }

@@ -22,7 +22,9 @@ type child struct {
 	Options  datapath.AttachOptions
 	Filter   []byte // of the options' policy, which is compiled again
 	Features *datapath.Features
-	Replace  bool // else attach
+	Release  string
+	Replace  bool // else, or
+	Upgrade  bool // else attach
 }
 
 func (c child) encode(t *testing.T) string {
@@ -55,8 +57,8 @@ func runChild(step string) error {
 		}
 		c.Options.Policy = policy
 	}
-	d := datapath.New(datapath.Options{
-		Root: pins.NewRoot(c.BPFFS), Features: c.Features,
+	d := newDatapath(datapath.Options{
+		Root: pins.NewRoot(c.BPFFS), Features: c.Features, Version: c.Release,
 		BeforeStep: func(now string) error {
 			if now == step {
 				return syscall.Kill(os.Getpid(), syscall.SIGKILL)
@@ -64,6 +66,10 @@ func runChild(step string) error {
 			return nil
 		},
 	})
+	if c.Upgrade {
+		_, err := d.Upgrade(context.Background(), datapath.UpgradeOptions{})
+		return err
+	}
 	if !c.Replace {
 		return d.Attach(context.Background(), c.Options)
 	}

@@ -93,7 +93,7 @@ func (h hook) attachFilter(prog *ebpf.Program, host netlink.Link) error {
 }
 
 // filters returns our filters at the hook: those with our name and priority and the program that
-// the attachment noted.
+// the attachment noted, or one that an upgrade whose process died put in its place.
 func (h hook) filters(host netlink.Link, m *Meta) ([]*netlink.BpfFilter, error) {
 	all, err := netlink.FilterList(host, h.filterParent())
 	if err != nil {
@@ -102,7 +102,14 @@ func (h hook) filters(host netlink.Link, m *Meta) ([]*netlink.BpfFilter, error) 
 	var ours []*netlink.BpfFilter
 	for _, filter := range all {
 		f, ok := filter.(*netlink.BpfFilter)
-		if ok && f.Priority == filterPriority && f.Name == filterName && ebpf.ProgramID(f.Id) == h.programID(m) {
+		if !ok || f.Priority != filterPriority || f.Name != filterName {
+			continue
+		}
+		is, err := h.isOurs(ebpf.ProgramID(f.Id), m)
+		if err != nil {
+			return nil, err
+		}
+		if is {
 			ours = append(ours, f)
 		}
 	}

@@ -76,7 +76,7 @@ func (d *Datapath) removeDir(dir string, locked locker) error {
 		mode = m.Mode
 	}
 	n, errs := openNode(d.Root.Node())
-	if errors.Is(errs, fs.ErrNotExist) || errors.Is(errs, ErrDamaged) {
+	if errors.Is(errs, fs.ErrNotExist) || errors.Is(errs, ErrDamaged) || errors.Is(errs, ErrLayout) {
 		errs = nil // nothing is entered there, or nobody can say where
 	}
 	if n != nil {

@@ -84,7 +84,7 @@ func (d *Datapath) Endpoints() (*Endpoints, error) {
 		if e.State != EndpointOff || e.Attachment == nil {
 			continue
 		}
-		unfit, unfitErr := d.unfit(e.Attachment.Meta)
+		unfit, unfitErr := d.unfit(e.Attachment.dir, e.Attachment.Meta)
 		if _, gone := os.Stat(e.Attachment.dir); gone == nil {
 			err = errors.Join(err, unfitErr)
 		}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -15,8 +17,8 @@ import (
 )
 
 // unfit says in words why the packets of a pod with redirect, and those for it, cannot go directly as things
-// are now; nothing if they can.
-func (d *Datapath) unfit(m *Meta) ([]string, error) {
+// are now; nothing if they can. dir is the attachment's.
+func (d *Datapath) unfit(dir string, m *Meta) ([]string, error) {
 	host, err := hostOf(m)
 	if err != nil {
 		return nil, err
@@ -29,7 +31,17 @@ func (d *Datapath) unfit(m *Meta) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	found, err := obstacles(host, own{programs: []ebpf.ProgramID{m.egressProgram, m.ingressProgram}}, tcx)
+	// links stay the same when an upgrade replaces programs
+	own := own{programs: []ebpf.ProgramID{m.egressProgram, m.ingressProgram}}
+	for _, h := range hooks(m.Mode) {
+		state, err := readLink(filepath.Join(dir, h.pin))
+		if err == nil {
+			own.links = append(own.links, state.id)
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
+	found, err := obstacles(host, own, tcx)
 	if err != nil {
 		return found, err
 	}
@@ -82,7 +94,7 @@ func (d *Datapath) Refit(ctx context.Context) error {
 
 // refit is Refit for one attachment that has redirect.
 func (d *Datapath) refit(ctx context.Context, a Attachment) error {
-	unfit, err := d.unfit(a.Meta)
+	unfit, err := d.unfit(a.dir, a.Meta)
 	if err != nil {
 		return fmt.Errorf("looking at container %s, interface %s: %w", a.Meta.ContainerID, a.Meta.IfName, err)
 	}
@@ -144,14 +156,14 @@ func (n *node) redirects(m *Meta) (inForce, found bool, err error) {
 
 // checkRedirect checks that the attachment with redirect is entered as its slot says, and that its packets can
 // go directly, if they could when it was made.
-func (d *Datapath) checkRedirect(n *node, m *Meta, number uint32, entry bpf.DatapathSlot) error {
+func (d *Datapath) checkRedirect(n *node, dir string, m *Meta, number uint32, entry bpf.DatapathSlot) error {
 	if !m.has(bpf.DatapathPodFlagPOD_REDIRECT) {
 		return nil
 	}
 	if err := n.checkEndpoint(m, number, entry.Self); err != nil {
 		return err
 	}
-	unfit, err := d.unfit(m)
+	unfit, err := d.unfit(dir, m)
 	if err != nil {
 		return err
 	}

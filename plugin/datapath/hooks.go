@@ -53,6 +53,31 @@ func (h hook) programID(m *Meta) ebpf.ProgramID {
 	return m.ingressProgram
 }
 
+// isOurs tells whether a program at the hook is the one that the attachment noted, or by what it says of itself
+// another release's: an upgrade notes what it attached only then.
+func (h hook) isOurs(id ebpf.ProgramID, m *Meta) (bool, error) {
+	if id == h.programID(m) {
+		return true, nil
+	}
+	prog, err := ebpf.NewProgramFromID(id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("opening program %d: %w", id, err)
+	}
+	defer prog.Close()
+	notes, err := readNotes(prog)
+	if err != nil {
+		return false, err
+	}
+	info, err := prog.Info()
+	if err != nil {
+		return false, fmt.Errorf("reading program %d: %w", id, err)
+	}
+	return notes.digest != "" && info.Name == h.bare(false).function, nil
+}
+
 // attachLink attaches the program by a link, which lives as long as it is open or pinned.
 func (h hook) attachLink(prog *ebpf.Program, ifindex int) (link.Link, error) {
 	if h.isXDP() {

@@ -1,6 +1,7 @@
 package datapath
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -63,27 +64,30 @@ func (n *node) close() {
 	}
 }
 
-// openNode opens the node's maps: fs.ErrNotExist if there are none, ErrDamaged if not all are there.
+// openNode opens the node's maps: fs.ErrNotExist if there are none, ErrDamaged if not all are there, ErrLayout if
+// they are of a release that reads them otherwise. They are those of the first release: DEL and CHECK work on a
+// node of any release, so a map that came later is opened where it is used, as those of redirect are.
 func openNode(dir string) (*node, error) {
 	if _, err := os.Stat(dir); err != nil {
 		return nil, fmt.Errorf("opening the node's maps: %w", err)
 	}
 	n := &node{dir: dir}
 	for _, shared := range []struct {
-		name string
-		to   **ebpf.Map
+		name  string
+		to    **ebpf.Map
+		value any // as this release reads it; nil: a number
 	}{
-		{bpf.DatapathMapSlots, &n.slots},
-		{bpf.DatapathMapSlotOverflow, &n.overflow},
-		{bpf.DatapathMapPodTables, &n.tables},
-		{bpf.DatapathMapPodPeers, &n.peers},
-		{bpf.DatapathMapPodFlows, &n.flows},
-		{bpf.DatapathMapPolicies, &n.policies},
-		{bpf.DatapathMapPodPolicyWords, &n.words},
-		{bpf.DatapathMapPodPolicyPrefixes, &n.prefixes},
-		{bpf.DatapathMapPodRuleCounters, &n.ruleCounters},
-		{bpf.DatapathMapNodeInfo, &n.info},
-		{pinIdleTable, &n.idle},
+		{bpf.DatapathMapSlots, &n.slots, bpf.DatapathSlot{}},
+		{bpf.DatapathMapSlotOverflow, &n.overflow, nil},
+		{bpf.DatapathMapPodTables, &n.tables, nil},
+		{bpf.DatapathMapPodPeers, &n.peers, nil},
+		{bpf.DatapathMapPodFlows, &n.flows, nil},
+		{bpf.DatapathMapPolicies, &n.policies, bpf.DatapathPolicy{}},
+		{bpf.DatapathMapPodPolicyWords, &n.words, nil},
+		{bpf.DatapathMapPodPolicyPrefixes, &n.prefixes, nil},
+		{bpf.DatapathMapPodRuleCounters, &n.ruleCounters, nil},
+		{bpf.DatapathMapNodeInfo, &n.info, bpf.DatapathNodeMeta{}},
+		{pinIdleTable, &n.idle, nil},
 	} {
 		m, err := n.open(shared.name)
 		if err != nil {
@@ -91,6 +95,10 @@ func openNode(dir string) (*node, error) {
 			return nil, err
 		}
 		*shared.to = m
+		if want := binary.Size(shared.value); shared.value != nil && int(m.ValueSize()) != want {
+			n.close()
+			return nil, fmt.Errorf("%w: the node's map %s has values of %d bytes, in this release %d", ErrLayout, shared.name, m.ValueSize(), want)
+		}
 	}
 	return n, nil
 }
@@ -159,7 +167,9 @@ func (d *Datapath) ensureNode(spec *ebpf.CollectionSpec) (*node, error) {
 		}
 		meta, err := n.meta()
 		if err == nil && meta.Netns == netns {
-			return n, nil
+			if err = d.makeFit(n, meta); err == nil {
+				return n, nil
+			}
 		}
 		n.close()
 		if err != nil {
@@ -221,11 +231,7 @@ func (d *Datapath) makeNode(spec *ebpf.CollectionSpec, netns uint64) (_ *node, e
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the node's maps: %w", err)
 	}
-	specs := map[string]*ebpf.MapSpec{pinIdleTable: spec.Maps[bpf.DatapathMapXdpStatsMap]}
-	for _, name := range sharedMaps {
-		specs[name] = spec.Maps[name]
-	}
-	for name, mapSpec := range specs {
+	for name, mapSpec := range nodeSpecs(spec) {
 		m, err := ebpf.NewMap(mapSpec)
 		if err != nil {
 			return nil, fmt.Errorf("making the node's map %s: %w", name, err)

@@ -13,8 +13,9 @@ import (
 
 // NodeInfo is what is known of the programs and maps that all attachments share.
 type NodeInfo struct {
-	// Release that made them, and when.
+	// Release whose programs they run: that which made them, or the last upgrade's.
 	Release string
+	// Created is when they were made.
 	Created time.Time
 	// Netns is the inode of the network namespace whose interfaces they serve.
 	Netns uint64
@@ -35,6 +36,8 @@ type NodeProgram struct {
 	Type   ebpf.ProgramType
 	Tag    string // the kernel's hash of the instructions
 	Loaded time.Time
+	// Release that loaded it; "" if it does not say.
+	Release string
 }
 
 // NodeInfo reads what is known of the node's programs and maps. It takes no lock. fs.ErrNotExist:
@@ -89,6 +92,10 @@ func (n *node) programInfo(name string) (*NodeProgram, error) {
 	if err != nil {
 		return nil, err
 	}
+	notes, err := readNotes(prog)
+	if err != nil {
+		return nil, err
+	}
 	id, _ := info.ID()
 	// on the clock that goes on while the machine sleeps (bpf_prog_load() in kernel/bpf/syscall.c)
 	sinceBoot, _ := info.LoadTime()
@@ -97,7 +104,7 @@ func (n *node) programInfo(name string) (*NodeProgram, error) {
 		return nil, fmt.Errorf("reading the time since boot: %w", err)
 	}
 	return &NodeProgram{
-		Name: name, ID: id, Type: info.Type, Tag: info.Tag,
+		Name: name, ID: id, Type: info.Type, Tag: info.Tag, Release: notes.release,
 		Loaded: time.Now().Add(sinceBoot - time.Duration(now.Nano())),
 	}, nil
 }

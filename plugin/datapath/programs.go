@@ -107,9 +107,27 @@ func (d *Datapath) programs(n *node, spec *ebpf.CollectionSpec, compositions []c
 	return programs, nil
 }
 
+// loadProgram loads a composition with the node's maps, and pins it.
 func (d *Datapath) loadProgram(n *node, spec *ebpf.CollectionSpec, c composition) (*ebpf.Program, error) {
+	prog, err := d.load(spec, c, n.open)
+	if err != nil {
+		return nil, err
+	}
+	if err := prog.Pin(filepath.Join(n.dir, c.pin())); err != nil {
+		_ = prog.Close()
+		return nil, fmt.Errorf("pinning program %s: %w", c.pin(), err)
+	}
+	return prog, nil
+}
+
+// load loads a composition from the spec, which it changes. Its shared maps are those that open returns by
+// their pins, which it closes.
+func (d *Datapath) load(spec *ebpf.CollectionSpec, c composition, open func(pin string) (*ebpf.Map, error)) (*ebpf.Program, error) {
 	if err := c.reduce(spec, d.hasCoarseClock()); err != nil {
 		return nil, err
+	}
+	if err := note(spec, d.Version, digest(spec)); err != nil {
+		return nil, fmt.Errorf("configuring program %s: %w", c.function, err)
 	}
 	shared := map[string]*ebpf.Map{}
 	for name := range spec.Maps {
@@ -117,11 +135,14 @@ func (d *Datapath) loadProgram(n *node, spec *ebpf.CollectionSpec, c composition
 		if !ok {
 			continue
 		}
-		m, err := n.open(pin)
+		m, err := open(pin)
 		if err != nil {
 			return nil, err
 		}
 		defer m.Close()
+		if slices.Contains(scratchMaps, name) && differences(spec.Maps[name], m) != nil {
+			continue // another release's: this one has its own
+		}
 		shared[name] = m
 		// some are made as large as the configuration says
 		spec.Maps[name].MaxEntries = m.MaxEntries()
@@ -131,12 +152,7 @@ func (d *Datapath) loadProgram(n *node, spec *ebpf.CollectionSpec, c composition
 		return nil, fmt.Errorf("loading program %s: %w", c.function, err)
 	}
 	defer collection.Close()
-	prog := collection.DetachProgram(c.function)
-	if err := prog.Pin(filepath.Join(n.dir, c.pin())); err != nil {
-		_ = prog.Close()
-		return nil, fmt.Errorf("pinning program %s: %w", c.pin(), err)
-	}
-	return prog, nil
+	return collection.DetachProgram(c.function), nil
 }
 
 // sharedPin returns the pin of the node's map that the object's map of a name is to be; false if the

@@ -18,7 +18,7 @@ type ReadyOptions struct {
 }
 
 // Ready returns nil if Attach could succeed, else what is in its way: the kernel, the privileges,
-// bpffs, another network namespace, missing pins, or ErrFull. It changes nothing and takes a few
+// bpffs, another network namespace, another release's layout, missing pins, or ErrFull. It changes nothing and takes a few
 // milliseconds. Whether the kernel has clsact, where it has no tcx, is seen only by Attach.
 func (d *Datapath) Ready(opts ReadyOptions) error {
 	if err := CheckKernel(); err != nil {
@@ -68,6 +68,9 @@ func (d *Datapath) hasRoom(n *node) error {
 	if meta.Netns != netns {
 		// ADD takes over if that namespace is gone
 		return d.checkAbandoned(meta.Netns)
+	}
+	if _, err := d.fits(n, meta); err != nil {
+		return err
 	}
 	taken, err := n.takenSlots()
 	if err != nil {

@@ -20,7 +20,7 @@ import (
 // stay, and are judged by the new policy with their next packet; their number (MaxFlows) is that
 // of the first policy as long as the attachment lives.
 //
-// Errors: fs.ErrNotExist if the attachment is gone, ErrUnsupported, ErrDamaged, pins.ErrBusy.
+// Errors: fs.ErrNotExist if the attachment is gone, ErrUnsupported, ErrLayout, ErrDamaged, pins.ErrBusy.
 func (d *Datapath) ReplacePolicy(ctx context.Context, a Attachment, policy Policy) (err error) {
 	ctx, cancel := d.limited(ctx)
 	defer cancel()
@@ -118,6 +118,13 @@ func (r *replacing) open(ctx context.Context) (err error) {
 		return err
 	}
 	if r.node, err = openNode(r.Root.Node()); err != nil {
+		return err
+	}
+	shared, err := r.node.meta()
+	if err != nil {
+		return err
+	}
+	if _, err := r.fits(r.node, shared); err != nil {
 		return err
 	}
 	found := false

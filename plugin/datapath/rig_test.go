@@ -50,6 +50,8 @@ type rig struct {
 	opts datapath.AttachOptions
 	// features of the kernel as the datapath is told; nil: as they are
 	features *datapath.Features
+	// release whose plugin is run; "": this one
+	release string
 	// redirect of pods to come
 	redirect *datapath.Redirect
 	pods     byte
@@ -111,7 +113,10 @@ func (r *rig) do(fn func(*datapath.Datapath) error, change ...func(*datapath.Opt
 	for _, c := range change {
 		c(&opts)
 	}
-	return r.node.Do(func() error { return fn(datapath.New(opts)) })
+	if r.release != "" {
+		opts.Version = r.release
+	}
+	return r.node.Do(func() error { return fn(newDatapath(opts)) })
 }
 
 func (r *rig) attach(opts datapath.AttachOptions, change ...func(*datapath.Options)) error {
@@ -248,9 +253,9 @@ var variants = []variant{
 	{"tcx with redirect", datapath.ModeTCX, nil, true, true},
 }
 
-func newVariantRig(t *testing.T, v variant, veth tests.VethOptions) *rig {
+func newVariantRig(t *testing.T, v variant, veth tests.VethOptions, options ...tests.NodeOption) *rig {
 	t.Helper()
-	r := newRig(t, v.mode, veth)
+	r := newRig(t, v.mode, veth, options...)
 	r.features = v.features
 	if v.filter {
 		r.opts.Policy = mustPolicy(t, someFilter)
@@ -330,7 +335,7 @@ func (r *rig) replaceKilled(opts datapath.AttachOptions, step string) {
 
 func (r *rig) runKilled(c child, step string) {
 	r.t.Helper()
-	c.BPFFS, c.Features = r.node.BPFFS, r.features
+	c.BPFFS, c.Features, c.Release = r.node.BPFFS, r.features, r.release
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), envKillStep+"="+step, envChild+"="+c.encode(r.t))
 	out, err := r.node.Run(cmd)

@@ -104,6 +104,9 @@ func run(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
+	if _, err := tests.BuildNext(ctx); err != nil {
+		return err
+	}
 	suite := suite{options: o, vmtest: filepath.Join(dir, "vmtest"), binaries: binaries.Dir}
 	if err := goTool(ctx, "build", "-o", suite.vmtest, "./tests/kernels/vmtest"); err != nil {
 		return err

@@ -222,6 +222,7 @@ const (
 	DatapathPodFlagPOD_FOR_GENERIC    DatapathPodFlag = 32
 	DatapathPodFlagPOD_REDIRECT       DatapathPodFlag = 64
 	DatapathPodFlagPOD_UNFIT          DatapathPodFlag = 128
+	DatapathPodFlagPOD_PROGRAMS       DatapathPodFlag = 512
 	DatapathPodFlagPOD_BIG_TCP        DatapathPodFlag = 256
 )
 

@@ -26,7 +26,7 @@
  */
 #define PROGRAM_JUDGE          (MAX_PODS * MAX_POD_PROGRAMS)
 #define PROGRAM_JUDGE_REDIRECT (PROGRAM_JUDGE + 1)
-#define POD_PROGRAMS           (PROGRAM_JUDGE + 2)
+#define PROGRAM_ENTRIES        (PROGRAM_JUDGE + 2)
 
 /* What xdp_egress_programs() and xdp_judge() tell each other of the packet under way. */
 struct walk {
@@ -113,7 +113,7 @@ struct {
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
-	__uint(max_entries, POD_PROGRAMS);
+	__uint(max_entries, PROGRAM_ENTRIES);
 	__uint(key_size, sizeof(__u32));
 	__uint(value_size, sizeof(__u32));
 } pod_programs SEC(".maps");

@@ -34,24 +34,6 @@ func someProgramsOfOthers(t *testing.T) []datapath.Program {
 	}
 }
 
-func (r *rig) attachment() datapath.Attachment {
-	r.t.Helper()
-	var found datapath.Attachment
-	err := r.do(func(d *datapath.Datapath) error {
-		list, err := d.List()
-		for _, a := range list {
-			if a.Meta.ContainerID == r.opts.ContainerID {
-				found = a
-			}
-		}
-		return err
-	})
-	if err != nil || found.Meta == nil {
-		r.t.Fatalf("no attachment: %v", err)
-	}
-	return found
-}
-
 func (r *rig) podPrograms() []datapath.PodProgram {
 	r.t.Helper()
 	var list []datapath.PodProgram

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 
 	"github.com/xdp-cni/xdp-cni/bpf"
@@ -327,17 +328,17 @@ func (a *attaching) loadPodProgram(p podProgram) (_ *ebpf.Program, shared bool, 
 			used[name] = m
 		}
 		if shared {
-			err = pinNew(node, pinProgram, prog)
+			err = pinProgramIn(node, prog)
 		}
 	}
 	if err == nil {
-		err = prog.Pin(filepath.Join(dir, pinProgram))
+		err = pinProgramIn(dir, prog)
 	}
 	for name, m := range used {
 		if err != nil {
 			break
 		}
-		// a map can have a second pin only beside the first, whose path it is closed with: a clone has none
+		// to pin again what knows its pin would move that
 		var clone *ebpf.Map
 		if clone, err = m.Clone(); err == nil {
 			err = clone.Pin(filepath.Join(dir, programs.PinName(name)))
@@ -358,8 +359,8 @@ func fragsSuffix(frags bool) string {
 	return ""
 }
 
-// pinNew pins a program in a directory that it makes.
-func pinNew(dir, name string, prog *ebpf.Program) error {
+// pinProgramIn pins a program in a directory, which it makes if need be, beside other pins that it has.
+func pinProgramIn(dir string, prog *ebpf.Program) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
@@ -368,7 +369,7 @@ func pinNew(dir, name string, prog *ebpf.Program) error {
 		return err
 	}
 	defer clone.Close()
-	return clone.Pin(filepath.Join(dir, name))
+	return clone.Pin(filepath.Join(dir, pinProgram))
 }
 
 // sharedProgramMap opens the node's map that a program asks for by name, or makes it.
@@ -435,12 +436,21 @@ func probeTailCalls() bool {
 		return false
 	}
 	defer all.Close()
-	calls := func(section string) asm.Instruction { return asm.Call.Label(section) }
+	// without BTF the verifier cannot know that the function returns a number, and refuses
+	// (check_abnormal_return() in kernel/bpf/verifier.c)
+	function := func(name string, first asm.Instruction) asm.Instruction {
+		number := &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}
+		return btf.WithFuncMetadata(first.WithSymbol(name), &btf.Func{
+			Name: name, Type: &btf.FuncProto{Return: number}, Linkage: btf.StaticFunc,
+		})
+	}
 	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Type: ebpf.XDP, License: "GPL",
 		Instructions: asm.Instructions{
-			calls("call"), asm.Return(),
-			asm.LoadMapPtr(asm.R2, all.FD()).WithSymbol("call"), asm.Mov.Imm(asm.R3, 0), asm.FnTailCall.Call(),
+			function("probe", asm.Call.Label("call")),
+			asm.Return(),
+			function("call", asm.LoadMapPtr(asm.R2, all.FD())),
+			asm.Mov.Imm(asm.R3, 0), asm.FnTailCall.Call(),
 			asm.Mov.Imm(asm.R0, 0), asm.Return(),
 		},
 	})

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -168,4 +169,60 @@ func comparePrograms(dir string, wanted []Program) error {
 		return fmt.Errorf("%w: it was made with program %s of %s, which is not asked for now", ErrCheck, list[0].Name, list[0].Object)
 	}
 	return nil
+}
+
+// pruneShared removes the node's shared programs and maps that no attachment has pinned any more. The caller holds the
+// node's lock, under which they are made and pinned.
+func (d *Datapath) pruneShared(n *node) error {
+	dirs, err := d.allDirs()
+	if err != nil {
+		return err
+	}
+	programs, maps := map[ebpf.ProgramID]bool{}, map[string]bool{}
+	for _, dir := range dirs {
+		pinned, _ := filepath.Glob(filepath.Join(dir, pinPrograms, "*", "*")) // the pattern is well formed
+		for _, path := range pinned {
+			if filepath.Base(path) != pinProgram {
+				maps[filepath.Base(path)] = true
+				continue
+			}
+			id, err := pinnedProgramID(path)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+			programs[id] = true
+		}
+	}
+	var errs error
+	shared, _ := filepath.Glob(filepath.Join(n.dir, pinPrograms, "*"))
+	for _, dir := range shared {
+		id, err := pinnedProgramID(filepath.Join(dir, pinProgram))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = errors.Join(errs, err)
+			continue
+		}
+		if err != nil || !programs[id] {
+			errs = errors.Join(errs, os.RemoveAll(dir))
+		}
+	}
+	shared, _ = filepath.Glob(filepath.Join(n.dir, pinProgramMaps, "*"))
+	for _, path := range shared {
+		name := filepath.Base(path)
+		if !maps[name] && !maps[strings.TrimSuffix(name, suffixFrags)] {
+			errs = errors.Join(errs, os.Remove(path))
+		}
+	}
+	if errs != nil {
+		return fmt.Errorf("removing shared programs that nobody uses: %w", errs)
+	}
+	return nil
+}
+
+func pinnedProgramID(path string) (ebpf.ProgramID, error) {
+	prog, err := ebpf.LoadPinnedProgram(path, nil)
+	if err != nil {
+		return 0, fmt.Errorf("opening program %s: %w", path, err)
+	}
+	defer prog.Close()
+	return programID(prog)
 }

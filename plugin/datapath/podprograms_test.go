@@ -142,8 +142,28 @@ func TestProgramsOfOthersMaps(t *testing.T) {
 	r.opts.Programs = someProgramsOfOthers(t)
 	_, _, other := r.newPod("other", datapath.ModeGeneric, vethDefault)
 	other.Programs = r.opts.Programs
+	_, _, plain := r.newPod("plain", datapath.ModeGeneric, vethDefault)
+	r.mustAttach(plain)
+	defer r.mustDetach(plain)
+	shared := func() []string {
+		left, err := filepath.Glob(filepath.Join(r.node.BPFFS, "v1", "node", "program*", "*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return left
+	}
+	defer func() {
+		if left := shared(); len(left) > 0 {
+			t.Errorf("nobody uses %v any more", left)
+		}
+	}()
 	r.mustAttach(r.opts)
-	defer r.mustDetach(r.opts)
+	defer func() {
+		if len(shared()) == 0 {
+			t.Error("nothing was shared")
+		}
+		r.mustDetach(r.opts)
+	}()
 	first := r.podPrograms()
 	r.mustAttach(other)
 	defer r.mustDetach(other)

@@ -92,6 +92,9 @@ func Mode(d *datapath.Datapath, c *conf.Config) (datapath.Mode, error) {
 	case conf.ModeTCX:
 		return datapath.ModeTCX, nil
 	case conf.ModeAuto:
+		if len(c.Programs) > 0 {
+			return datapath.ModeGeneric, nil // they are XDP programs
+		}
 		return d.AutoMode()
 	default:
 		return datapath.ModeGeneric, nil

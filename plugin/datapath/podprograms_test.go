@@ -65,7 +65,7 @@ func testProgramsOfOthers(t *testing.T, mode datapath.Mode, redirect bool) {
 	before := r.world()
 	r.opts.Programs = someProgramsOfOthers(t)
 	r.opts.Policy = mustPolicy(t, `{"antiSpoof": false, "default": {"egress": "allow", "ingress": "allow"},
-		"rules": [{"name": "no", "direction": "egress", "action": "deny", "protocol": "udp", "ports": [7021]}]}`)
+		"rules": [{"name": "no", "direction": "egress", "action": "deny", "protocol": "udp", "ports": ["7021"]}]}`)
 	r.mustAttach(r.opts)
 	if err := r.check(r.opts); err != nil {
 		t.Errorf("check: %v", err)

@@ -24,9 +24,12 @@ help: ## list the targets
 
 generate: ## compile the BPF programs and generate their Go (clang 16 or later, libbpf-dev)
 	BPF2GO_CC=$(CLANG) BPF2GO_STRIP=$(LLVM_STRIP) BPF2GO_CFLAGS="$(BPF_CFLAGS)" go generate ./bpf
+	$(CLANG) -target bpfel -O2 -g -Wall -Werror -mcpu=v3 $(BPF_CFLAGS) -fdebug-prefix-map=$(CURDIR)=. \
+		-c plugin/programs/testdata/others.bpf.c -o plugin/programs/testdata/others.bpf.o
+	$(LLVM_STRIP) -g plugin/programs/testdata/others.bpf.o
 
 verify: generate ## check that generated files are up to date, and formats and lints
-	git diff --exit-code -- bpf || { echo "bpf/: generated files are not up to date: commit what make generate made" >&2; exit 1; }
+	git diff --exit-code -- bpf plugin/programs/testdata || { echo "bpf/: generated files are not up to date: commit what make generate made" >&2; exit 1; }
 	$(CLANG_FORMAT) --dry-run --Werror $(C_FILES)
 	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "gofmt: $$files" >&2; exit 1; }
 	go mod tidy -diff

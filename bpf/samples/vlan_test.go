@@ -7,6 +7,9 @@ import (
 	"github.com/xdp-cni/xdp-cni/tests/packets"
 )
 
+// hostWord is a word as it lies in memory.
+func hostWord(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
+
 // network returns v as it lies in memory in network byte order.
 func network(v uint16) uint16 {
 	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, v))

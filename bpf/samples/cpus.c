@@ -91,7 +91,8 @@ int xdp_spread_cpus(struct xdp_md *ctx)
 		return XDP_PASS;
 	if (!parse_ethernet(&c, &ethertype) || !parse_ip(&c, ethertype, &ip))
 		return XDP_PASS;
-	index = flow_hash(&c, &ip) % count;
+	/* by the upper bits of the hash: those below do not depend on all of what went in */
+	index = (__u64)flow_hash(&c, &ip) * count >> 32;
 	/* the compiler knows that it is below count, and the verifier does not: check it for the latter */
 	barrier_var(index);
 	if (index >= MAX_CPUS)

@@ -85,6 +85,12 @@ static __always_inline bool answer_ipv4(struct iphdr *ip, struct echo *icmp)
 	ip->ttl = REPLY_HOP_LIMIT;
 	ip->check = checksum_replace(ip->check, from, to);
 	set_type(icmp, ICMP_REPLY);
+	/*
+	 * A reply of nothing but zeroes has this checksum, and not 0, which comes out here. Where 0 would
+	 * be right this one is as well: both are zero in one's complement.
+	 */
+	if (icmp->checksum == 0)
+		icmp->checksum = 0xffff;
 	return true;
 }
 

@@ -152,7 +152,7 @@ func newRootCommand(o *options) *cobra.Command {
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formatNames(), cobra.ShellCompDirectiveNoFileComp))
 
 	root.AddCommand(newPodsCommand(o), newStatsCommand(o), newPeersCommand(o),
-		newFilterCommand(o), newDropsCommand(o), newEndpointsCommand(o), newTraceCommand(o), newIPAMCommand(o),
+		newFilterCommand(o), newProgramsCommand(o), newDropsCommand(o), newEndpointsCommand(o), newTraceCommand(o), newIPAMCommand(o),
 		newDoctorCommand(o), newGCCommand(o), newVersionCommand(o),
 		newInstallCommand(o), newUpgradeCommand(o), newUninstallCommand(o), newAttachCommand(o), newDetachCommand(o))
 	return root

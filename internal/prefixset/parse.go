@@ -53,16 +53,16 @@ func parsePrefix(text string) (netip.Prefix, error) {
 	if err != nil {
 		return netip.Prefix{}, err
 	}
-	return unmap(prefix.Masked())
+	return unmap(prefix)
 }
 
-// unmap makes an IPv4 prefix of one in ::ffff:0:0/96, which no packet's address is in.
+// unmap makes an IPv4 prefix of one in ::ffff:0:0/96, which no packet's address is in, and clears the bits behind the length.
 func unmap(p netip.Prefix) (netip.Prefix, error) {
 	if !p.Addr().Is4In6() {
-		return p, nil
+		return p.Masked(), nil
 	}
 	if p.Bits() < 96 {
 		return p, fmt.Errorf("%s is neither of IPv4 nor of IPv6", p)
 	}
-	return netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96), nil
+	return netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96).Masked(), nil
 }

@@ -121,8 +121,10 @@ func openProgramMaps(root pins.Root, id string, names []string) (opened []progra
 	}
 	var all []string
 	for _, path := range paths {
-		relative, _ := filepath.Rel(dir, path) // it is in there
-		all = append(all, relative)
+		// no name of C has a dash in it: such is the pin of the program itself
+		if name := filepath.Base(path); !strings.Contains(name, "-") {
+			all = append(all, filepath.Join(filepath.Base(filepath.Dir(path)), name))
+		}
 	}
 	for _, name := range slices.Compact(slices.Sorted(slices.Values(names))) {
 		var found []string

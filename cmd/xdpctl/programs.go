@@ -67,7 +67,7 @@ func newProgramsReport(m *datapath.Meta, list []datapath.PodProgram) programsRep
 }
 
 func newProgramsCommand(o *options) *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "programs POD",
 		Short: "Show the XDP programs of others that run on what a pod sends",
 		Long: `Show the programs that "programs" of the configuration gave a pod, in the order in which they run.
@@ -75,7 +75,8 @@ func newProgramsCommand(o *options) *cobra.Command {
 RUNS are counted by the verdict that they ended with. One run in 64 of each CPU is timed: NS is the mean of those, and
 has the cost of reading the clock in it. The kernel's own statistics know nothing of programs that are called so.`,
 		Example: `  xdpctl programs default/web
-  xdpctl programs default/web -o json | jq '.programs[] | {name, runs}'`,
+  xdpctl programs default/web -o json | jq '.programs[] | {name, runs}'
+  xdpctl programs load default/web blocklist_v4 blocklist_v6 -f blocklist.txt`,
 		Args:              usageArgs(onePod),
 		ValidArgsFunction: o.completePod,
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -98,6 +99,8 @@ has the cost of reading the clock in it. The kernel's own statistics know nothin
 			return o.write(report, func(s style) string { return programsTable(&report, s) })
 		},
 	}
+	cmd.AddCommand(newProgramsLoadCommand(o))
+	return cmd
 }
 
 func programsTable(report *programsReport, s style) string {

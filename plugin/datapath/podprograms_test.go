@@ -58,7 +58,7 @@ func TestProgramsOfOthers(t *testing.T) {
 }
 
 func testProgramsOfOthers(t *testing.T, mode datapath.Mode, redirect bool) {
-	r := newRig(t, mode, vethDefault)
+	r := newRig(t, mode, vethDefault, tests.WithoutIPv6())
 	if redirect {
 		r.opts.Redirect = someRedirect
 	}

@@ -6,7 +6,10 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
+	"github.com/xdp-cni/xdp-cni/plugin/datapath"
 	"github.com/xdp-cni/xdp-cni/tests"
 )
 
@@ -27,7 +30,7 @@ func TestOthersAtTC(t *testing.T) {
 					asm.JEq.Imm(asm.R0, 0x86dd, "next"),
 					asm.Mov.Imm(asm.R0, 2), // TC_ACT_SHOT
 					asm.Return(),
-					asm.Mov.Imm(asm.R0, -1).WithSymbol("next"), // TCX_NEXT
+					asm.Mov.Imm(asm.R0, -1).WithSymbol("next"), // TCX_NEXT, TC_ACT_UNSPEC
 					asm.Return(),
 				},
 			})
@@ -42,14 +45,7 @@ func TestOthersAtTC(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			err = n.Do(func() error {
-				l, err := link.AttachTCX(link.TCXOptions{Interface: host.Attrs().Index, Program: prog, Attach: ebpf.AttachTCXIngress})
-				if err == nil {
-					t.Cleanup(func() { l.Close() })
-				}
-				return err
-			})
-			if err != nil {
+			if err := n.Do(func() error { return attachBehind(t, host.Attrs().Index, prog) }); err != nil {
 				t.Fatal(err)
 			}
 			if err := tests.Ping(t.Context(), pod, pod.GatewayIPv4(), 3); err != nil {
@@ -61,4 +57,27 @@ func TestOthersAtTC(t *testing.T) {
 			}
 		})
 	}
+}
+
+// attachBehind attaches a program at tc ingress behind ours: by a tcx link, or below 6.6 by a filter on the clsact qdisc
+// that our plugin made.
+func attachBehind(t *testing.T, ifindex int, prog *ebpf.Program) error {
+	t.Helper()
+	kernel, err := datapath.ProbeFeatures()
+	if err != nil {
+		return err
+	}
+	if !kernel.TCX {
+		return netlink.FilterAdd(&netlink.BpfFilter{
+			FilterAttrs: netlink.FilterAttrs{
+				LinkIndex: ifindex, Parent: netlink.HANDLE_MIN_INGRESS, Handle: 1, Priority: 0xfff0, Protocol: unix.ETH_P_ALL,
+			},
+			Fd: prog.FD(), Name: "foreign", DirectAction: true,
+		})
+	}
+	l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: prog, Attach: ebpf.AttachTCXIngress})
+	if err == nil {
+		t.Cleanup(func() { l.Close() })
+	}
+	return err
 }

@@ -696,6 +696,8 @@ func (c *changing) exchange(client *incarnation, old [2]*incarnation, hosts [2]b
 		}
 		i.remove()
 	}
+	// the MAC that it knows of one is that of the other then, to which a bridge would bring what is for the first
+	c.forget(client)
 	if c.mode == "tcx" && !withDEL {
 		// else what is for the one before comes to an interface with its index until that is added: bpf_redirect_peer()
 		// knows no other name of an interface, and the kernel gives an index out again only to who asks for it

@@ -35,6 +35,7 @@ const enum pod_mode *unused_pod_mode __attribute__((unused));
 const enum pod_flag *unused_pod_flag __attribute__((unused));
 const enum endpoint_flag *unused_endpoint_flag __attribute__((unused));
 const enum way *unused_way __attribute__((unused));
+const enum pod_program_flag *unused_pod_program_flag __attribute__((unused));
 const enum direct_end *unused_direct_end __attribute__((unused));
 
 /*
@@ -45,14 +46,14 @@ const enum direct_end *unused_direct_end __attribute__((unused));
 SEC("xdp.frags")
 int xdp_egress(struct xdp_md *ctx)
 {
-	struct packet pkt = {
-		.data = (void *)(long)ctx->data,
-		.data_end = (void *)(long)ctx->data_end,
-		.packets = 1,
-	};
+	struct packet pkt = {.packets = 1, .ended = VERDICT_PASS};
 	enum parse_result result;
 	enum verdict verdict;
 
+	if (config_programs)
+		pkt.ended = programs_run(ctx, PROGRAMS_BEFORE);
+	pkt.data = (void *)(long)ctx->data;
+	pkt.data_end = (void *)(long)ctx->data_end;
 	pkt.len = config_xdp_frags ? bpf_xdp_get_buff_len(ctx) : pkt.data_end - pkt.data;
 	result = parse(&pkt);
 	/* read anew: what parsing proved of them differs by the way it took, to the verifier */
@@ -60,6 +61,12 @@ int xdp_egress(struct xdp_md *ctx)
 	pkt.data = (void *)(long)ctx->data;
 	pkt.data_end = (void *)(long)ctx->data_end;
 	verdict = core(&pkt, result, ctx->ingress_ifindex, DIRECTION_EGRESS, HOOK_XDP);
+	if (config_programs) {
+		if (pkt.ended != VERDICT_PASS)
+			return verdict;
+		if (verdict == VERDICT_PASS)
+			return programs_finish(ctx, pkt.len);
+	}
 	/* the core has told the kernel where to */
 	if (config_redirect && verdict == VERDICT_REDIRECT && !redirect_rewrite_xdp(ctx))
 		return XDP_ABORTED;

@@ -223,6 +223,8 @@ const (
 	DatapathPodFlagPOD_REDIRECT       DatapathPodFlag = 64
 	DatapathPodFlagPOD_UNFIT          DatapathPodFlag = 128
 	DatapathPodFlagPOD_BIG_TCP        DatapathPodFlag = 256
+	DatapathPodFlagPOD_PROGRAMS       DatapathPodFlag = 512
+	DatapathPodFlagPOD_PROGRAMS_AFTER DatapathPodFlag = 1024
 )
 
 type DatapathPodMeta struct {
@@ -261,6 +263,23 @@ const (
 	DatapathPodModePOD_MODE_GENERIC DatapathPodMode = 1
 	DatapathPodModePOD_MODE_NATIVE  DatapathPodMode = 2
 	DatapathPodModePOD_MODE_TCX     DatapathPodMode = 3
+)
+
+type DatapathPodProgram struct {
+	_      structs.HostLayout
+	Flags  uint32
+	Id     uint32
+	Name   [128]uint8
+	Pin    [136]uint8
+	Object [512]uint8
+	Digest [40]uint8
+}
+
+type DatapathPodProgramFlag uint32
+
+const (
+	DatapathPodProgramFlagPROGRAM_AFTER  DatapathPodProgramFlag = 1
+	DatapathPodProgramFlagPROGRAM_SHARED DatapathPodProgramFlag = 2
 )
 
 type DatapathPolicy struct {
@@ -336,10 +355,13 @@ type DatapathSlot struct {
 type DatapathSlotFlag uint32
 
 const (
-	DatapathSlotFlagSLOT_PEERS    DatapathSlotFlag = 1
-	DatapathSlotFlagSLOT_FILTER   DatapathSlotFlag = 2
-	DatapathSlotFlagSLOT_POLICY   DatapathSlotFlag = 4
-	DatapathSlotFlagSLOT_REDIRECT DatapathSlotFlag = 8
+	DatapathSlotFlagSLOT_PEERS                 DatapathSlotFlag = 1
+	DatapathSlotFlagSLOT_FILTER                DatapathSlotFlag = 2
+	DatapathSlotFlagSLOT_POLICY                DatapathSlotFlag = 4
+	DatapathSlotFlagSLOT_REDIRECT              DatapathSlotFlag = 8
+	DatapathSlotFlagSLOT_PROGRAMS_BEFORE_SHIFT DatapathSlotFlag = 8
+	DatapathSlotFlagSLOT_PROGRAMS_SHIFT        DatapathSlotFlag = 12
+	DatapathSlotFlagSLOT_PROGRAMS_MASK         DatapathSlotFlag = 15
 )
 
 type DatapathTable uint32
@@ -420,53 +442,59 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	DatapathMapDirectFlows        = "direct_flows"
-	DatapathMapDropEvents         = "drop_events"
-	DatapathMapDropWindows        = "drop_windows"
-	DatapathMapEndpoints          = "endpoints"
-	DatapathMapFlows              = "flows"
-	DatapathMapMeta               = "meta"
-	DatapathMapNodeInfo           = "node_info"
-	DatapathMapPeers              = "peers"
-	DatapathMapPodFlows           = "pod_flows"
-	DatapathMapPodPeers           = "pod_peers"
-	DatapathMapPodPolicyPrefixes  = "pod_policy_prefixes"
-	DatapathMapPodPolicyWords     = "pod_policy_words"
-	DatapathMapPodRuleCounters    = "pod_rule_counters"
-	DatapathMapPodTables          = "pod_tables"
-	DatapathMapPolicies           = "policies"
-	DatapathMapPolicyPrefixes     = "policy_prefixes"
-	DatapathMapPolicyWords        = "policy_words"
-	DatapathMapRuleCounters       = "rule_counters"
-	DatapathMapSlotOverflow       = "slot_overflow"
-	DatapathMapSlots              = "slots"
-	DatapathMapTxPorts            = "tx_ports"
-	DatapathMapViews              = "views"
-	DatapathMapXdpStatsMap        = "xdp_stats_map"
-	DatapathProgTcEgress          = "tc_egress"
-	DatapathProgTcIngress         = "tc_ingress"
-	DatapathProgXdpEgress         = "xdp_egress"
-	DatapathVarConfigCoarseClock  = "config_coarse_clock"
-	DatapathVarConfigRedirect     = "config_redirect"
-	DatapathVarConfigXdpFrags     = "config_xdp_frags"
-	DatapathVarUnusedDirectEnd    = "unused_direct_end"
-	DatapathVarUnusedDirection    = "unused_direction"
-	DatapathVarUnusedDropEvent    = "unused_drop_event"
-	DatapathVarUnusedDropReason   = "unused_drop_reason"
-	DatapathVarUnusedEndpointFlag = "unused_endpoint_flag"
-	DatapathVarUnusedFlow         = "unused_flow"
-	DatapathVarUnusedFlowKind     = "unused_flow_kind"
-	DatapathVarUnusedKind         = "unused_kind"
-	DatapathVarUnusedPodFlag      = "unused_pod_flag"
-	DatapathVarUnusedPodMode      = "unused_pod_mode"
-	DatapathVarUnusedPolicyAction = "unused_policy_action"
-	DatapathVarUnusedPolicyFlag   = "unused_policy_flag"
-	DatapathVarUnusedPolicyPrefix = "unused_policy_prefix"
-	DatapathVarUnusedProtocol     = "unused_protocol"
-	DatapathVarUnusedSlotFlag     = "unused_slot_flag"
-	DatapathVarUnusedTable        = "unused_table"
-	DatapathVarUnusedVerdict      = "unused_verdict"
-	DatapathVarUnusedWay          = "unused_way"
+	DatapathMapDirectFlows          = "direct_flows"
+	DatapathMapDropEvents           = "drop_events"
+	DatapathMapDropWindows          = "drop_windows"
+	DatapathMapEndpoints            = "endpoints"
+	DatapathMapFlows                = "flows"
+	DatapathMapMeta                 = "meta"
+	DatapathMapNodeInfo             = "node_info"
+	DatapathMapPeers                = "peers"
+	DatapathMapPodFlows             = "pod_flows"
+	DatapathMapPodPeers             = "pod_peers"
+	DatapathMapPodPolicyPrefixes    = "pod_policy_prefixes"
+	DatapathMapPodPolicyWords       = "pod_policy_words"
+	DatapathMapPodProgramStats      = "pod_program_stats"
+	DatapathMapPodPrograms          = "pod_programs"
+	DatapathMapPodRuleCounters      = "pod_rule_counters"
+	DatapathMapPodTables            = "pod_tables"
+	DatapathMapPolicies             = "policies"
+	DatapathMapPolicyPrefixes       = "policy_prefixes"
+	DatapathMapPolicyWords          = "policy_words"
+	DatapathMapProgramStatsMap      = "program_stats_map"
+	DatapathMapProgramsInfo         = "programs_info"
+	DatapathMapRuleCounters         = "rule_counters"
+	DatapathMapSlotOverflow         = "slot_overflow"
+	DatapathMapSlots                = "slots"
+	DatapathMapTxPorts              = "tx_ports"
+	DatapathMapViews                = "views"
+	DatapathMapXdpStatsMap          = "xdp_stats_map"
+	DatapathProgTcEgress            = "tc_egress"
+	DatapathProgTcIngress           = "tc_ingress"
+	DatapathProgXdpEgress           = "xdp_egress"
+	DatapathVarConfigCoarseClock    = "config_coarse_clock"
+	DatapathVarConfigPrograms       = "config_programs"
+	DatapathVarConfigRedirect       = "config_redirect"
+	DatapathVarConfigXdpFrags       = "config_xdp_frags"
+	DatapathVarUnusedDirectEnd      = "unused_direct_end"
+	DatapathVarUnusedDirection      = "unused_direction"
+	DatapathVarUnusedDropEvent      = "unused_drop_event"
+	DatapathVarUnusedDropReason     = "unused_drop_reason"
+	DatapathVarUnusedEndpointFlag   = "unused_endpoint_flag"
+	DatapathVarUnusedFlow           = "unused_flow"
+	DatapathVarUnusedFlowKind       = "unused_flow_kind"
+	DatapathVarUnusedKind           = "unused_kind"
+	DatapathVarUnusedPodFlag        = "unused_pod_flag"
+	DatapathVarUnusedPodMode        = "unused_pod_mode"
+	DatapathVarUnusedPodProgramFlag = "unused_pod_program_flag"
+	DatapathVarUnusedPolicyAction   = "unused_policy_action"
+	DatapathVarUnusedPolicyFlag     = "unused_policy_flag"
+	DatapathVarUnusedPolicyPrefix   = "unused_policy_prefix"
+	DatapathVarUnusedProtocol       = "unused_protocol"
+	DatapathVarUnusedSlotFlag       = "unused_slot_flag"
+	DatapathVarUnusedTable          = "unused_table"
+	DatapathVarUnusedVerdict        = "unused_verdict"
+	DatapathVarUnusedWay            = "unused_way"
 )
 
 // LoadDatapath returns the embedded CollectionSpec for Datapath.
@@ -532,11 +560,15 @@ type DatapathMapSpecs struct {
 	PodPeers          *ebpf.MapSpec `ebpf:"pod_peers"`
 	PodPolicyPrefixes *ebpf.MapSpec `ebpf:"pod_policy_prefixes"`
 	PodPolicyWords    *ebpf.MapSpec `ebpf:"pod_policy_words"`
+	PodProgramStats   *ebpf.MapSpec `ebpf:"pod_program_stats"`
+	PodPrograms       *ebpf.MapSpec `ebpf:"pod_programs"`
 	PodRuleCounters   *ebpf.MapSpec `ebpf:"pod_rule_counters"`
 	PodTables         *ebpf.MapSpec `ebpf:"pod_tables"`
 	Policies          *ebpf.MapSpec `ebpf:"policies"`
 	PolicyPrefixes    *ebpf.MapSpec `ebpf:"policy_prefixes"`
 	PolicyWords       *ebpf.MapSpec `ebpf:"policy_words"`
+	ProgramStatsMap   *ebpf.MapSpec `ebpf:"program_stats_map"`
+	ProgramsInfo      *ebpf.MapSpec `ebpf:"programs_info"`
 	RuleCounters      *ebpf.MapSpec `ebpf:"rule_counters"`
 	SlotOverflow      *ebpf.MapSpec `ebpf:"slot_overflow"`
 	Slots             *ebpf.MapSpec `ebpf:"slots"`
@@ -549,27 +581,29 @@ type DatapathMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DatapathVariableSpecs struct {
-	ConfigCoarseClock  *ebpf.VariableSpec `ebpf:"config_coarse_clock"`
-	ConfigRedirect     *ebpf.VariableSpec `ebpf:"config_redirect"`
-	ConfigXdpFrags     *ebpf.VariableSpec `ebpf:"config_xdp_frags"`
-	UnusedDirectEnd    *ebpf.VariableSpec `ebpf:"unused_direct_end"`
-	UnusedDirection    *ebpf.VariableSpec `ebpf:"unused_direction"`
-	UnusedDropEvent    *ebpf.VariableSpec `ebpf:"unused_drop_event"`
-	UnusedDropReason   *ebpf.VariableSpec `ebpf:"unused_drop_reason"`
-	UnusedEndpointFlag *ebpf.VariableSpec `ebpf:"unused_endpoint_flag"`
-	UnusedFlow         *ebpf.VariableSpec `ebpf:"unused_flow"`
-	UnusedFlowKind     *ebpf.VariableSpec `ebpf:"unused_flow_kind"`
-	UnusedKind         *ebpf.VariableSpec `ebpf:"unused_kind"`
-	UnusedPodFlag      *ebpf.VariableSpec `ebpf:"unused_pod_flag"`
-	UnusedPodMode      *ebpf.VariableSpec `ebpf:"unused_pod_mode"`
-	UnusedPolicyAction *ebpf.VariableSpec `ebpf:"unused_policy_action"`
-	UnusedPolicyFlag   *ebpf.VariableSpec `ebpf:"unused_policy_flag"`
-	UnusedPolicyPrefix *ebpf.VariableSpec `ebpf:"unused_policy_prefix"`
-	UnusedProtocol     *ebpf.VariableSpec `ebpf:"unused_protocol"`
-	UnusedSlotFlag     *ebpf.VariableSpec `ebpf:"unused_slot_flag"`
-	UnusedTable        *ebpf.VariableSpec `ebpf:"unused_table"`
-	UnusedVerdict      *ebpf.VariableSpec `ebpf:"unused_verdict"`
-	UnusedWay          *ebpf.VariableSpec `ebpf:"unused_way"`
+	ConfigCoarseClock    *ebpf.VariableSpec `ebpf:"config_coarse_clock"`
+	ConfigPrograms       *ebpf.VariableSpec `ebpf:"config_programs"`
+	ConfigRedirect       *ebpf.VariableSpec `ebpf:"config_redirect"`
+	ConfigXdpFrags       *ebpf.VariableSpec `ebpf:"config_xdp_frags"`
+	UnusedDirectEnd      *ebpf.VariableSpec `ebpf:"unused_direct_end"`
+	UnusedDirection      *ebpf.VariableSpec `ebpf:"unused_direction"`
+	UnusedDropEvent      *ebpf.VariableSpec `ebpf:"unused_drop_event"`
+	UnusedDropReason     *ebpf.VariableSpec `ebpf:"unused_drop_reason"`
+	UnusedEndpointFlag   *ebpf.VariableSpec `ebpf:"unused_endpoint_flag"`
+	UnusedFlow           *ebpf.VariableSpec `ebpf:"unused_flow"`
+	UnusedFlowKind       *ebpf.VariableSpec `ebpf:"unused_flow_kind"`
+	UnusedKind           *ebpf.VariableSpec `ebpf:"unused_kind"`
+	UnusedPodFlag        *ebpf.VariableSpec `ebpf:"unused_pod_flag"`
+	UnusedPodMode        *ebpf.VariableSpec `ebpf:"unused_pod_mode"`
+	UnusedPodProgramFlag *ebpf.VariableSpec `ebpf:"unused_pod_program_flag"`
+	UnusedPolicyAction   *ebpf.VariableSpec `ebpf:"unused_policy_action"`
+	UnusedPolicyFlag     *ebpf.VariableSpec `ebpf:"unused_policy_flag"`
+	UnusedPolicyPrefix   *ebpf.VariableSpec `ebpf:"unused_policy_prefix"`
+	UnusedProtocol       *ebpf.VariableSpec `ebpf:"unused_protocol"`
+	UnusedSlotFlag       *ebpf.VariableSpec `ebpf:"unused_slot_flag"`
+	UnusedTable          *ebpf.VariableSpec `ebpf:"unused_table"`
+	UnusedVerdict        *ebpf.VariableSpec `ebpf:"unused_verdict"`
+	UnusedWay            *ebpf.VariableSpec `ebpf:"unused_way"`
 }
 
 // DatapathObjects contains all objects after they have been loaded into the kernel.
@@ -604,11 +638,15 @@ type DatapathMaps struct {
 	PodPeers          *ebpf.Map `ebpf:"pod_peers"`
 	PodPolicyPrefixes *ebpf.Map `ebpf:"pod_policy_prefixes"`
 	PodPolicyWords    *ebpf.Map `ebpf:"pod_policy_words"`
+	PodProgramStats   *ebpf.Map `ebpf:"pod_program_stats"`
+	PodPrograms       *ebpf.Map `ebpf:"pod_programs"`
 	PodRuleCounters   *ebpf.Map `ebpf:"pod_rule_counters"`
 	PodTables         *ebpf.Map `ebpf:"pod_tables"`
 	Policies          *ebpf.Map `ebpf:"policies"`
 	PolicyPrefixes    *ebpf.Map `ebpf:"policy_prefixes"`
 	PolicyWords       *ebpf.Map `ebpf:"policy_words"`
+	ProgramStatsMap   *ebpf.Map `ebpf:"program_stats_map"`
+	ProgramsInfo      *ebpf.Map `ebpf:"programs_info"`
 	RuleCounters      *ebpf.Map `ebpf:"rule_counters"`
 	SlotOverflow      *ebpf.Map `ebpf:"slot_overflow"`
 	Slots             *ebpf.Map `ebpf:"slots"`
@@ -631,11 +669,15 @@ func (m *DatapathMaps) Close() error {
 		m.PodPeers,
 		m.PodPolicyPrefixes,
 		m.PodPolicyWords,
+		m.PodProgramStats,
+		m.PodPrograms,
 		m.PodRuleCounters,
 		m.PodTables,
 		m.Policies,
 		m.PolicyPrefixes,
 		m.PolicyWords,
+		m.ProgramStatsMap,
+		m.ProgramsInfo,
 		m.RuleCounters,
 		m.SlotOverflow,
 		m.Slots,
@@ -649,27 +691,29 @@ func (m *DatapathMaps) Close() error {
 //
 // It can be passed to LoadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DatapathVariables struct {
-	ConfigCoarseClock  *ebpf.Variable `ebpf:"config_coarse_clock"`
-	ConfigRedirect     *ebpf.Variable `ebpf:"config_redirect"`
-	ConfigXdpFrags     *ebpf.Variable `ebpf:"config_xdp_frags"`
-	UnusedDirectEnd    *ebpf.Variable `ebpf:"unused_direct_end"`
-	UnusedDirection    *ebpf.Variable `ebpf:"unused_direction"`
-	UnusedDropEvent    *ebpf.Variable `ebpf:"unused_drop_event"`
-	UnusedDropReason   *ebpf.Variable `ebpf:"unused_drop_reason"`
-	UnusedEndpointFlag *ebpf.Variable `ebpf:"unused_endpoint_flag"`
-	UnusedFlow         *ebpf.Variable `ebpf:"unused_flow"`
-	UnusedFlowKind     *ebpf.Variable `ebpf:"unused_flow_kind"`
-	UnusedKind         *ebpf.Variable `ebpf:"unused_kind"`
-	UnusedPodFlag      *ebpf.Variable `ebpf:"unused_pod_flag"`
-	UnusedPodMode      *ebpf.Variable `ebpf:"unused_pod_mode"`
-	UnusedPolicyAction *ebpf.Variable `ebpf:"unused_policy_action"`
-	UnusedPolicyFlag   *ebpf.Variable `ebpf:"unused_policy_flag"`
-	UnusedPolicyPrefix *ebpf.Variable `ebpf:"unused_policy_prefix"`
-	UnusedProtocol     *ebpf.Variable `ebpf:"unused_protocol"`
-	UnusedSlotFlag     *ebpf.Variable `ebpf:"unused_slot_flag"`
-	UnusedTable        *ebpf.Variable `ebpf:"unused_table"`
-	UnusedVerdict      *ebpf.Variable `ebpf:"unused_verdict"`
-	UnusedWay          *ebpf.Variable `ebpf:"unused_way"`
+	ConfigCoarseClock    *ebpf.Variable `ebpf:"config_coarse_clock"`
+	ConfigPrograms       *ebpf.Variable `ebpf:"config_programs"`
+	ConfigRedirect       *ebpf.Variable `ebpf:"config_redirect"`
+	ConfigXdpFrags       *ebpf.Variable `ebpf:"config_xdp_frags"`
+	UnusedDirectEnd      *ebpf.Variable `ebpf:"unused_direct_end"`
+	UnusedDirection      *ebpf.Variable `ebpf:"unused_direction"`
+	UnusedDropEvent      *ebpf.Variable `ebpf:"unused_drop_event"`
+	UnusedDropReason     *ebpf.Variable `ebpf:"unused_drop_reason"`
+	UnusedEndpointFlag   *ebpf.Variable `ebpf:"unused_endpoint_flag"`
+	UnusedFlow           *ebpf.Variable `ebpf:"unused_flow"`
+	UnusedFlowKind       *ebpf.Variable `ebpf:"unused_flow_kind"`
+	UnusedKind           *ebpf.Variable `ebpf:"unused_kind"`
+	UnusedPodFlag        *ebpf.Variable `ebpf:"unused_pod_flag"`
+	UnusedPodMode        *ebpf.Variable `ebpf:"unused_pod_mode"`
+	UnusedPodProgramFlag *ebpf.Variable `ebpf:"unused_pod_program_flag"`
+	UnusedPolicyAction   *ebpf.Variable `ebpf:"unused_policy_action"`
+	UnusedPolicyFlag     *ebpf.Variable `ebpf:"unused_policy_flag"`
+	UnusedPolicyPrefix   *ebpf.Variable `ebpf:"unused_policy_prefix"`
+	UnusedProtocol       *ebpf.Variable `ebpf:"unused_protocol"`
+	UnusedSlotFlag       *ebpf.Variable `ebpf:"unused_slot_flag"`
+	UnusedTable          *ebpf.Variable `ebpf:"unused_table"`
+	UnusedVerdict        *ebpf.Variable `ebpf:"unused_verdict"`
+	UnusedWay            *ebpf.Variable `ebpf:"unused_way"`
 }
 
 // DatapathPrograms contains all programs after they have been loaded into the kernel.

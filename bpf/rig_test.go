@@ -115,6 +115,14 @@ func withRedirect(t testing.TB, spec *ebpf.CollectionSpec) {
 	}
 }
 
+// withPrograms makes spec what the loader makes of it for pods with programs of the user.
+func withPrograms(t testing.TB, spec *ebpf.CollectionSpec) {
+	t.Helper()
+	if err := spec.Variables[bpf.DatapathVarConfigPrograms].Set(uint8(1)); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // onOneCPU runs f on the same CPU each time: what programs note by CPU is then of all that came before.
 func onOneCPU(f func()) {
 	runtime.LockOSThread()

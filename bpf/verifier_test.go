@@ -10,6 +10,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"github.com/xdp-cni/xdp-cni/bpf"
 	"github.com/xdp-cni/xdp-cni/tests/priv"
 )
 
@@ -21,10 +22,14 @@ const verifierBudget = 100_000
 // (MAX_BPF_STACK), in bytes.
 const maxStack = 512
 
+// maxTailCallStack is what the callers of a function that makes a tail call may have on the stack, less one. They
+// look at calls that are never made, too (check_max_stack_depth() in kernel/bpf/verifier.c, seen on 5.10).
+const maxTailCallStack = 256
+
 // stackDepth returns the stack of a program with the two largest of its functions, more of which are
 // never under way at once, as kernels before 6.8 reckon it: each rounded up to 32 bytes
 // (check_max_stack_depth() in kernel/bpf/verifier.c). Newer ones round less.
-func stackDepth(t *testing.T, log string) int {
+func stackDepth(t *testing.T, log string) (all, own int) {
 	t.Helper()
 	_, text, found := strings.Cut(log, "stack depth ")
 	if !found {
@@ -46,16 +51,21 @@ func stackDepth(t *testing.T, log string) int {
 	for _, depth := range functions[:min(2, len(functions))] {
 		sum += depth
 	}
-	return sum
+	return sum, depths[0]
 }
 
 // TestVerifier loads every program on its own.
 func TestVerifier(t *testing.T) {
 	priv.Root(t)
 	for _, variant := range []struct {
-		name            string
-		frags, redirect bool
-	}{{"frags", true, false}, {"without frags", false, false}, {"redirect", true, true}, {"redirect without frags", false, true}} {
+		name                      string
+		frags, redirect, programs bool
+	}{
+		{"frags", true, false, false}, {"without frags", false, false, false},
+		{"redirect", true, true, false}, {"redirect without frags", false, true, false},
+		{"programs", true, false, true}, {"programs without frags", false, false, true},
+		{"programs and redirect", true, true, true}, {"programs and redirect without frags", false, true, true},
+	} {
 		if variant.frags && !haveFrags(t) {
 			t.Log("the kernel has no multi-buffer XDP (5.17 and older)")
 			continue
@@ -63,6 +73,9 @@ func TestVerifier(t *testing.T) {
 		all := loadSpec(t, variant.frags)
 		if variant.redirect {
 			withRedirect(t, all)
+		}
+		if variant.programs {
+			withPrograms(t, all)
 		}
 		for _, name := range sortedKeys(all.Programs) {
 			t.Run(name+" "+variant.name, func(t *testing.T) {
@@ -75,8 +88,12 @@ func TestVerifier(t *testing.T) {
 					t.Fatalf("%+v", err)
 				}
 				defer collection.Close()
-				if depth := stackDepth(t, collection.Programs[name].VerifierLog); depth > maxStack {
+				depth, own := stackDepth(t, collection.Programs[name].VerifierLog)
+				if depth > maxStack {
 					t.Errorf("%d bytes of stack, more than %d", depth, maxStack)
+				}
+				if name == bpf.DatapathProgXdpEgress && own >= maxTailCallStack {
+					t.Errorf("%d bytes of stack of its own, too many to call a function with a tail call", own)
 				}
 				info, err := collection.Programs[name].Info()
 				if err != nil {

@@ -80,6 +80,13 @@ func TestParse(t *testing.T) {
 			defaults(func(c *Config) { c.Mode, c.BigTCP = ModeTCX, BigTCPAuto })},
 		{"no big TCP in mode native", `{"type":"xdp","mode":"native","bigTCP":false}`,
 			defaults(func(c *Config) { c.Mode = ModeNative })},
+		{"programs", `{"type":"xdp","programs":[{"object":"/a.o"},{"object":"/b.o","program":"p","order":"after","optional":true}]}`,
+			defaults(func(c *Config) {
+				c.Programs = []Program{
+					{Object: "/a.o", Order: OrderBefore},
+					{Object: "/b.o", Program: "p", Order: OrderAfter, Optional: true},
+				}
+			})},
 		{"log to stderr", `{"type":"xdp","logFile":""}`, defaults(nil)},
 		{"dots in bpffs", `{"type":"xdp","bpffs":"/a/..b/.c/d."}`, defaults(func(c *Config) { c.BPFFS = "/a/..b/.c/d." })},
 		{"null prevResult", `{"type":"xdp","prevResult":null}`, defaults(nil)},
@@ -111,7 +118,7 @@ func TestParse(t *testing.T) {
 }
 
 // ourKeys is how errors list the keys that an author may write.
-const ourKeys = `"mode", "bpffs", "stats", "filter", "redirect", "bigTCP", "logFile", "logLevel"`
+const ourKeys = `"mode", "bpffs", "stats", "filter", "redirect", "bigTCP", "programs", "logFile", "logLevel"`
 
 // broken has, for each way in which a configuration can be wrong, the details
 // of its error.
@@ -164,6 +171,14 @@ var broken = []struct{ name, in, details string }{
 		`"redirect.maxFlows": want a whole number from 1024 to 1048576, got 1023`},
 	{"maxFlows: too many", `{"type":"xdp","redirect":{"maxFlows":1048577}}`,
 		`"redirect.maxFlows": want a whole number from 1024 to 1048576, got 1048577`},
+	{"programs: no list", `{"type":"xdp","programs":{}}`, `"programs": want a list of at most 8 objects, got {}`},
+	{"programs: too many", `{"type":"xdp","programs":[{"object":"/a"},{"object":"/a"},{"object":"/a"},{"object":"/a"},{"object":"/a"},{"object":"/a"},{"object":"/a"},{"object":"/a"},{"object":"/a"}]}`, `"programs": want a list of at most 8 objects, got 9`},
+	{"programs: no object", `{"type":"xdp","programs":[{"program":"p"}]}`, `"programs[0].object": missing, want the absolute path of a file`},
+	{"programs: relative", `{"type":"xdp","programs":[{"object":"a.o"}]}`, `"programs[0].object": want the absolute path of a file, got "a.o"`},
+	{"programs: no name", `{"type":"xdp","programs":[{"object":"/a","program":""}]}`, `"programs[0].program": want a non-empty string, got ""`},
+	{"programs: order", `{"type":"xdp","programs":[{"object":"/a"},{"object":"/a","order":"last"}]}`,
+		`"programs[1].order": want one of "before", "after", got "last"`},
+	{"programs: optional", `{"type":"xdp","programs":[{"object":"/a","optional":"yes"}]}`, `"programs[0].optional": want true or false, got "yes"`},
 	{"bigTCP: word", `{"type":"xdp","mode":"tcx","bigTCP":"true"}`, `"bigTCP": want true, false or "auto", got "true"`},
 	{"bigTCP: case", `{"type":"xdp","mode":"tcx","bigTCP":"Auto"}`, `"bigTCP": want true, false or "auto", got "Auto"`},
 	{"bigTCP: null", `{"type":"xdp","mode":"tcx","bigTCP":null}`, `"bigTCP": want true, false or "auto", got null`},

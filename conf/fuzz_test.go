@@ -92,6 +92,14 @@ func checkInvariants(t *testing.T, c *Config) {
 	if c.BigTCP != BigTCPOff && c.Mode != ModeTCX && c.Mode != ModeAuto {
 		t.Errorf("bigTCP %s in mode %s", c.BigTCP, c.Mode)
 	}
+	for _, p := range c.Programs {
+		if !path.IsAbs(p.Object) || p.Order != OrderBefore && p.Order != OrderAfter {
+			t.Errorf("program %+v", p)
+		}
+	}
+	if len(c.Programs) > MaxPrograms {
+		t.Errorf("%d programs", len(c.Programs))
+	}
 	for _, filter := range []*Filter{c.Filter, c.RuntimeConfig.XDPFilter} {
 		if filter == nil {
 			continue
@@ -143,6 +151,9 @@ func render(t *testing.T, c *Config) []byte {
 	}
 	if c.Redirect != nil {
 		m["redirect"] = c.Redirect
+	}
+	if c.Programs != nil {
+		m["programs"] = c.Programs
 	}
 	if c.Filter != nil {
 		m["filter"] = c.Filter

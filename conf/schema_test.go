@@ -70,6 +70,12 @@ func TestSchemaMatchesTypes(t *testing.T) {
 	redirect := root.Properties["redirect"]
 	matchObject(t, "redirect", redirect, reflect.ValueOf(redirectObject.initial), redirectObject.keys(false), nil)
 	matchRequired(t, "redirect", redirect, redirectObject)
+	programs := root.Properties["programs"]
+	matchObject(t, "programs", programs.Items, reflect.ValueOf(programObject.initial), programObject.keys(false), nil)
+	matchRequired(t, "programs", programs.Items, programObject)
+	if programs.MaxItems != MaxPrograms {
+		t.Error("programs: not at most MaxPrograms")
+	}
 	filter, rule := root.Defs["filter"], root.Defs["rule"]
 	matchObject(t, "filter", filter, reflect.ValueOf(filterObject.initial), filterObject.keys(false), nil)
 	matchRequired(t, "filter", filter, filterObject)
@@ -89,7 +95,8 @@ func TestSchemaMatchesTypes(t *testing.T) {
 	}
 
 	for path, n := range map[string]*schemaNode{"": &root, "stats": root.Properties["stats"], "redirect": redirect,
-		"filter": filter, "filter.default": defaults, "rule": rule, "icmp": icmp} {
+		"programs": programs.Items,
+		"filter":   filter, "filter.default": defaults, "rule": rule, "icmp": icmp} {
 		if n.AdditionalProperties == nil || *n.AdditionalProperties {
 			t.Errorf("%q: other keys are allowed", path)
 		}
@@ -177,6 +184,8 @@ func matchValue(t *testing.T, path string, n *schemaNode, def reflect.Value) {
 		wantType = "integer"
 	case bool:
 		wantType, wantDefault = "boolean", v
+	case Order:
+		wantType, wantDefault, words = "string", string(v), wordsOf(orders)
 	case Action:
 		wantType, words = "string", wordsOf(actions)
 		if path != "rule.action" {
@@ -197,7 +206,7 @@ func matchValue(t *testing.T, path string, n *schemaNode, def reflect.Value) {
 		wantRef = "#/$defs/filter"
 	case []netip.Prefix:
 		wantRef = "#/$defs/prefixes"
-	case []Rule, []PortRange:
+	case []Rule, []PortRange, []Program:
 		wantType = "array"
 	case json.RawMessage, RuntimeConfig:
 		wantType = []any{"object", "null"}
@@ -257,6 +266,9 @@ var valid = []string{
 	`{"type":"xdp","redirect":{"acrossNetworks":true,"maxEndpoints":2,"maxFlows":1024},"mode":"auto","bigTCP":"auto"}`,
 	`{"type":"xdp","redirect":{"acrossNetworks":false,"maxEndpoints":65536,"maxFlows":1048576}}`,
 	`{"type":"xdp","mode":"tcx","bigTCP":"\u0061uto"}`,
+	`{"type":"xdp","programs":[]}`,
+	`{"type":"xdp","programs":[{"object":"/a"}]}`,
+	`{"type":"xdp","programs":[{"object":"/a//b.o","program":"p","order":"before","optional":true},{"object":"/\n","order":"after"}]}`,
 	`{"type":"xdp","bpffs":"/a/..."}`,
 	`{"type":"xdp","bpffs":"/.a/b\n"}`,
 	`{"type":"xdp","logFile":"//a/../b"}`,

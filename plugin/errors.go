@@ -12,6 +12,7 @@ import (
 	"github.com/xdp-cni/xdp-cni/internal/pins"
 	"github.com/xdp-cni/xdp-cni/plugin/attachment"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
+	"github.com/xdp-cni/xdp-cni/plugin/programs"
 )
 
 // The plugin's own error codes (CNI SPEC, section "Error": 100 and up are for plugins).
@@ -25,6 +26,7 @@ const (
 	codeCheck          = 106
 	codeInUse          = 107 // bpffs root of another namespace or release, or damaged
 	codeFull           = 108
+	codeProgram        = 109 // a program of the user cannot be loaded
 )
 
 // codes gives the CNI error code of each error that has one. The first that matches counts.
@@ -47,6 +49,9 @@ var codes = []struct {
 	{datapath.ErrLayout, codeInUse},
 	{datapath.ErrDamaged, codeInUse},
 	{datapath.ErrFull, codeFull},
+	{programs.ErrObject, codeProgram},
+	{programs.ErrProgram, codeProgram},
+	{programs.ErrRejected, codeProgram},
 	{pins.ErrNoBPFFS, types.ErrIOFailure},
 }
 

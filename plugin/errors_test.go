@@ -15,6 +15,7 @@ import (
 	"github.com/xdp-cni/xdp-cni/internal/pins"
 	"github.com/xdp-cni/xdp-cni/plugin/attachment"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
+	"github.com/xdp-cni/xdp-cni/plugin/programs"
 	"github.com/xdp-cni/xdp-cni/tests/priv"
 )
 
@@ -29,6 +30,9 @@ func TestCodes(t *testing.T) {
 		{datapath.ErrForeignProgram, 103},
 		{errors.Join(datapath.ErrUnsupported, io.EOF), 104},
 		{datapath.ErrFull, 108},
+		{programs.ErrObject, 109},
+		{programs.ErrProgram, 109},
+		{programs.ErrRejected, 109},
 		{types.NewError(7, "configuration", ""), 7},
 		{io.EOF, 999},
 	} {

@@ -17,3 +17,6 @@ volatile const __u8 config_coarse_clock = 1;
 
 /* Whether pods' packets may go directly to each other: else all that has to do with it is left out. */
 volatile const __u8 config_redirect = 0;
+
+/* Whether programs of the user run, for pods that have some. */
+volatile const __u8 config_programs = 0;

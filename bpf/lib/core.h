@@ -7,6 +7,7 @@
 #include "packet.h"
 #include "peers.h"
 #include "pod.h"
+#include "programs.h"
 #include "redirect.h"
 #include "stats.h"
 #include "verdict.h"
@@ -81,6 +82,9 @@ static __always_inline enum verdict core_redirect(const struct packet *pkt, __u3
  * The walk of one parsed packet, the same for every hook and direction: finds the pod whose host
  * end is ifindex, decides, counts. An interface that is no pod's passes everything uncounted: it
  * is on its way in or out. For VERDICT_REDIRECT the CPU's view says where to.
+ *
+ * A packet that a program of the user has ended is only counted. One that passes and that more
+ * programs are to run on is counted by its verdict when they have.
  */
 static __always_inline enum verdict core(struct packet *pkt, enum parse_result result,
 					 __u32 ifindex, enum direction direction, enum hook hook)
@@ -96,6 +100,10 @@ static __always_inline enum verdict core(struct packet *pkt, enum parse_result r
 	if (!config_redirect)
 		flags &= ~SLOT_REDIRECT;
 	core_count(pkt, result, number, flags, direction);
+	if (config_programs && hook == HOOK_XDP && pkt->ended != VERDICT_PASS) {
+		core_conclude(number, direction, pkt->ended, pkt->len, pkt->packets);
+		return (enum verdict)pkt->ended;
+	}
 	if (flags & (SLOT_FILTER | SLOT_REDIRECT))
 		fill_view(pkt, result, direction);
 	if (flags & SLOT_FILTER)
@@ -107,6 +115,25 @@ static __always_inline enum verdict core(struct packet *pkt, enum parse_result r
 		else
 			verdict = core_redirect(pkt, number, hook, &counted);
 	}
+	if (config_programs && hook == HOOK_XDP && verdict == VERDICT_PASS &&
+	    programs_before(flags) < programs_all(flags))
+		return verdict;
 	core_conclude(number, direction, counted, pkt->len, pkt->packets);
+	return verdict;
+}
+
+/*
+ * Runs the user's programs on a frame that the core passed, of len bytes then, and counts it by the
+ * verdict, if there are any: else it is counted already.
+ */
+static __always_inline enum verdict programs_finish(struct xdp_md *ctx, __u32 len)
+{
+	enum verdict verdict = programs_run(ctx, PROGRAMS_AFTER);
+	const struct slot *slot;
+	__u32 number;
+
+	slot = pod_slot(ctx->ingress_ifindex, &number);
+	if (slot && programs_before(slot->flags) < programs_all(slot->flags))
+		core_conclude(number, DIRECTION_EGRESS, verdict, len, 1);
 	return verdict;
 }

@@ -7,6 +7,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "endpoint.h"
+#include "pod.h"
 
 /*
  * What the control path notes of an attachment and of the node. No program reads it: it is here
@@ -25,9 +26,11 @@ enum pod_flag {
 	POD_SET_QUEUES = 1 << 4,     /* we raised the host end's RX queues from host_rx_queues */
 	POD_FOR_GENERIC =
 		1 << 5, /* mode is tcx, but generic was asked for: see datapath.effectiveMode */
-	POD_REDIRECT = 1 << 6, /* its packets are to go directly where they can */
-	POD_UNFIT = 1 << 7,    /* with POD_REDIRECT: they could not when it was made */
-	POD_BIG_TCP = 1 << 8,  /* we raised the limits of GSO and GRO: see big_tcp */
+	POD_REDIRECT = 1 << 6,        /* its packets are to go directly where they can */
+	POD_UNFIT = 1 << 7,           /* with POD_REDIRECT: they could not when it was made */
+	POD_BIG_TCP = 1 << 8,         /* we raised the limits of GSO and GRO: see big_tcp */
+	POD_PROGRAMS = 1 << 9,        /* it has programs of its own: see struct pod_program */
+	POD_PROGRAMS_AFTER = 1 << 10, /* some of them behind the policy */
 };
 
 struct pod_address {
@@ -97,6 +100,29 @@ struct {
 	__type(key, __u32);
 	__type(value, struct pod_meta);
 } meta SEC(".maps");
+
+enum pod_program_flag {
+	PROGRAM_AFTER = 1 << 0,  /* runs on what the policy passes, else on all */
+	PROGRAM_SHARED = 1 << 1, /* is one for all pods, having no maps of a pod's own */
+};
+
+/* A program of the user, in the order in which they run. An empty name ends the list. */
+struct pod_program {
+	__u32 flags; /* enum pod_program_flag */
+	__u32 id;    /* of the program loaded */
+	__u8 name[128];
+	__u8 pin[136]; /* its directory below programs/ */
+	__u8 object[512];
+	__u8 digest[40]; /* of the object's bytes and the name, as hex digits */
+};
+
+/* Pinned for a pod with programs of its own. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_POD_PROGRAMS);
+	__type(key, __u32);
+	__type(value, struct pod_program);
+} programs_info SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -77,6 +77,17 @@ static __always_inline bool peer_address(struct peer *peer, enum direction direc
 	return false;
 }
 
+/*
+ * Enters a peer that is not in map yet; fails only when another CPU was first. Not inline, for the
+ * sake of the caller's stack: see programs_run().
+ */
+static __attribute__((noinline)) int peers_begin(void *map, const struct peer *peer)
+{
+	struct peer_counters zero = {};
+
+	return bpf_map_update_elem(map, peer, &zero, BPF_NOEXIST);
+}
+
 /* Counts a packet of the pod in slot by the address of its peer. */
 static __always_inline void peers_count(__u32 slot, enum direction direction,
 					const struct packet *pkt)
@@ -90,10 +101,7 @@ static __always_inline void peers_count(__u32 slot, enum direction direction,
 		return;
 	counters = bpf_map_lookup_elem(map, &peer);
 	if (!counters) {
-		struct peer_counters zero = {};
-
-		/* fails only when another CPU was first */
-		bpf_map_update_elem(map, &peer, &zero, BPF_NOEXIST);
+		peers_begin(map, &peer);
 		counters = bpf_map_lookup_elem(map, &peer);
 		if (!counters)
 			return;

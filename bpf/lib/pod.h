@@ -11,11 +11,21 @@
 /* Attachments that a node can hold; a power of two. */
 #define MAX_PODS 4096
 
+/* Programs of the user that a pod can have. */
+#define MAX_POD_PROGRAMS 8
+
 enum slot_flag {
 	SLOT_PEERS = 1 << 0,    /* the pod has a map of per-peer counters */
 	SLOT_FILTER = 1 << 1,   /* the pod has a policy; without it nothing passes */
 	SLOT_POLICY = 1 << 2,   /* which of the slot's two places holds the policy in force */
 	SLOT_REDIRECT = 1 << 3, /* the pod's packets may go directly, and others' to it */
+	/*
+	 * From bit 8 on, four bits each: how many programs of the user there are before the policy, and
+	 * how many in all, of which those are the first.
+	 */
+	SLOT_PROGRAMS_BEFORE_SHIFT = 8,
+	SLOT_PROGRAMS_SHIFT = 12,
+	SLOT_PROGRAMS_MASK = 0xf,
 };
 
 /*

@@ -44,6 +44,8 @@ type AttachOptions struct {
 	Redirect *Redirect
 	// BigTCP: needs ModeTCX.
 	BigTCP BigTCP
+	// Programs of the user, in the order in which they run: those before the policy, then those after it.
+	Programs []Program
 }
 
 // Attach makes an attachment: its maps, entered in the node's, and then its hooks. It is done
@@ -51,7 +53,7 @@ type AttachOptions struct {
 // left, whole or broken, is removed first.
 //
 // Errors: ErrForeignProgram, ErrUnsupported, ErrFull, ErrOtherNetns, ErrLayout, ErrPrivileges,
-// ErrDamaged, pins.ErrBusy, pins.ErrNoBPFFS, *ebpf.VerifierError.
+// ErrDamaged, pins.ErrBusy, pins.ErrNoBPFFS, *ebpf.VerifierError, those of package programs.
 //
 // What was attached before for the same container and interface is not brought back.
 func (d *Datapath) Attach(ctx context.Context, opts AttachOptions) (err error) {
@@ -72,6 +74,7 @@ func (d *Datapath) Attach(ctx context.Context, opts AttachOptions) (err error) {
 		{"removing leftovers", a.removeLeftovers},
 		{"entering the node", a.enterNode},
 		{"making maps", a.makeMaps},
+		{"loading programs", a.loadPrograms},
 		{"entering maps", a.enterMaps},
 		{"preparing the interface", a.prepareInterface},
 		{"attaching egress", a.attachEgress},
@@ -94,14 +97,16 @@ func (d *Datapath) Attach(ctx context.Context, opts AttachOptions) (err error) {
 type attaching struct {
 	*Datapath
 	AttachOptions
-	id     string
-	dir    string // in staging
-	tcx    bool   // the kernel has it
-	meta   *Meta
-	policy *encodedPolicy
-	host   netlink.Link // as it was at the beginning
-	spec   *ebpf.CollectionSpec
-	undo   undo.Stack
+	id  string
+	dir string // in staging
+	tcx bool   // the kernel has it
+	// nodeFrags: XDP programs are multi-buffer in the driver
+	nodeFrags bool
+	meta      *Meta
+	policy    *encodedPolicy
+	host      netlink.Link // as it was at the beginning
+	spec      *ebpf.CollectionSpec
+	undo      undo.Stack
 
 	lock     *pins.Lock // on dir
 	node     *node
@@ -111,6 +116,7 @@ type attaching struct {
 	entering *change
 	egress   *ebpf.Program
 	ingress  *ebpf.Program
+	own      []*ownProgram
 }
 
 func (d *Datapath) newAttaching(opts AttachOptions) (*attaching, error) {
@@ -160,6 +166,9 @@ func (d *Datapath) newAttaching(opts AttachOptions) (*attaching, error) {
 		a.meta.Mode = a.Mode
 		a.meta.flags |= bpf.DatapathPodFlagPOD_FOR_GENERIC
 	}
+	if err := a.openPrograms(); err != nil {
+		return nil, err
+	}
 	return a, nil
 }
 
@@ -174,6 +183,9 @@ func (a *attaching) close() {
 	}
 	_ = a.egress.Close()
 	_ = a.ingress.Close()
+	for _, p := range a.own {
+		p.close()
+	}
 }
 
 func (a *attaching) removeLeftovers(ctx context.Context) error {
@@ -211,6 +223,7 @@ func (a *attaching) enterNode(ctx context.Context) (err error) {
 		if err != nil {
 			return err
 		}
+		a.nodeFrags = shared.XdpFrags != 0
 		var compositions []composition
 		for _, h := range hooks(a.Mode) {
 			compositions = append(compositions, h.composition(shared, a.meta))
@@ -219,6 +232,9 @@ func (a *attaching) enterNode(ctx context.Context) (err error) {
 			if err := a.node.ensureRedirect(a.spec, a.Redirect); err != nil {
 				return err
 			}
+		}
+		if err := a.ensurePrograms(); err != nil {
+			return err
 		}
 		programs, err := a.programs(a.node, a.spec, compositions)
 		if err != nil {

@@ -37,6 +37,9 @@ func (d *Datapath) Check(ctx context.Context, opts AttachOptions) error {
 			return err
 		}
 	}
+	if err := checkAsked(Attachment{Meta: m, dir: dir}, opts.Programs); err != nil {
+		return err
+	}
 	return d.checkIntact(dir, m, opts.Peers > 0, opts.Policy != nil)
 }
 
@@ -102,6 +105,9 @@ func (d *Datapath) checkIntact(dir string, m *Meta, peers, filter bool) error {
 		return err
 	}
 	if err := d.checkRedirect(n, m, slot, entry); err != nil {
+		return err
+	}
+	if err := n.checkPrograms(dir, m, slot, entry); err != nil {
 		return err
 	}
 	host, err := netlink.LinkByIndex(m.HostIndex)

@@ -44,6 +44,9 @@ func (d *Datapath) unfit(m *Meta) ([]string, error) {
 		return nil, err
 	}
 	defer end.Close()
+	if m.has(bpf.DatapathPodFlagPOD_PROGRAMS_AFTER) {
+		found = append(found, "programs run on what the policy passes, and may change it")
+	}
 	if m.Mode != ModeNative {
 		runs, err := end.RunsXDP()
 		if runs {

@@ -53,11 +53,13 @@ type node struct {
 	ruleCounters *ebpf.Map
 	info         *ebpf.Map
 	idle         *ebpf.Map
+	programStats *ebpf.Map // nil as long as no pod has had programs of its own
 }
 
 func (n *node) close() {
 	for _, m := range []*ebpf.Map{
 		n.slots, n.overflow, n.tables, n.peers, n.flows, n.policies, n.words, n.prefixes, n.ruleCounters, n.info, n.idle,
+		n.programStats,
 	} {
 		_ = m.Close()
 	}
@@ -91,6 +93,10 @@ func openNode(dir string) (*node, error) {
 			return nil, err
 		}
 		*shared.to = m
+	}
+	if err := n.openProgramStats(); err != nil {
+		n.close()
+		return nil, err
 	}
 	return n, nil
 }

@@ -32,9 +32,10 @@ func (m *Meta) podEnd() (*podend.End, error) {
 	})
 }
 
-// preparePodEnd makes the pod's end fit for native redirect as far as it can be, and for BIG TCP.
+// preparePodEnd makes the pod's end fit for native redirect, and XDP_TX, as far as it can be, and for BIG TCP.
 func (a *attaching) preparePodEnd(context.Context) error {
-	native := a.Redirect != nil && a.Mode == ModeNative
+	// XDP_TX of a program loses the note of an unfinished checksum as redirect does, and takes a pod end that polls
+	native := a.Mode == ModeNative && (a.Redirect != nil || len(a.own) > 0)
 	if !native && a.BigTCP == BigTCPOff {
 		return nil
 	}

@@ -19,6 +19,7 @@ type composition struct {
 	function string // in the object
 	frags    bool   // for XDP: takes multi-buffer packets
 	redirect bool   // packets may go directly
+	programs bool   // programs of the user run
 }
 
 // The compositions that hooks ask for. XDP is multi-buffer in the driver only. A multi-buffer
@@ -38,8 +39,16 @@ func compositions() []composition {
 	var all []composition
 	for _, c := range []composition{xdpFrags, xdpLinear, tcEgress, tcIngress} {
 		all = append(all, c, c.withRedirect(true))
+		if c == xdpFrags || c == xdpLinear {
+			all = append(all, c.withPrograms(true), c.withRedirect(true).withPrograms(true))
+		}
 	}
 	return all
+}
+
+func (c composition) withPrograms(on bool) composition {
+	c.programs = on
+	return c
 }
 
 func (c composition) withRedirect(on bool) composition {
@@ -56,12 +65,16 @@ func (c composition) pin() string {
 	if c.redirect {
 		name += "_redirect"
 	}
+	if c.programs {
+		name += "_programs"
+	}
 	return name
 }
 
 // composition is what runs at the hook for an attachment of the node.
 func (h hook) composition(node *bpf.DatapathNodeMeta, m *Meta) composition {
-	return h.bare(node.XdpFrags != 0).withRedirect(m.has(bpf.DatapathPodFlagPOD_REDIRECT))
+	return h.bare(node.XdpFrags != 0).withRedirect(m.has(bpf.DatapathPodFlagPOD_REDIRECT)).
+		withPrograms(h.isXDP() && m.has(bpf.DatapathPodFlagPOD_PROGRAMS))
 }
 
 // bare is the hook's composition without redirect; frags tells whether the kernel has multi-buffer XDP.
@@ -145,6 +158,15 @@ func (c composition) sharedPin(name string) (string, bool) {
 	if slices.Contains(sharedMaps, name) {
 		return name, true
 	}
+	if names := programPins[name]; names != nil {
+		if !c.programs {
+			return "", false
+		}
+		if name == bpf.DatapathMapPodPrograms {
+			return programsPin(c.frags), true
+		}
+		return names[0], true
+	}
 	if !c.redirect || redirectPins[name] == nil {
 		return "", false
 	}
@@ -179,6 +201,15 @@ func (c composition) reduce(spec *ebpf.CollectionSpec, coarseClock bool) error {
 	} else {
 		for name := range redirectPins {
 			spec.Maps[name].MaxEntries = 1 // which nothing uses
+		}
+	}
+	if c.programs {
+		if err := spec.Variables[bpf.DatapathVarConfigPrograms].Set(uint8(1)); err != nil {
+			return fmt.Errorf("configuring program %s: %w", c.function, err)
+		}
+	} else {
+		for name := range programPins {
+			spec.Maps[name].MaxEntries = 1
 		}
 	}
 	used := map[string]bool{}

@@ -227,25 +227,29 @@ func (r *rig) expectUnchanged(before world) {
 	}
 }
 
-// variant is a mode and a kernel that attachments differ by, and whether they have a filter and redirect.
+// variant is a mode and a kernel that attachments differ by, and whether they have a filter, redirect, and programs of
+// their own.
 type variant struct {
 	name     string
 	mode     datapath.Mode
 	features *datapath.Features
 	filter   bool
 	redirect bool
+	programs bool
 }
 
 var variants = []variant{
-	{"generic", datapath.ModeGeneric, nil, false, false},
-	{"native", datapath.ModeNative, nil, false, false},
-	{"tcx", datapath.ModeTCX, nil, false, false},
-	{"generic with clsact", datapath.ModeGeneric, &datapath.Features{XDPFrags: true}, false, false},
-	{"native without frags, with clsact", datapath.ModeNative, &datapath.Features{}, true, false},
-	{"clsact", datapath.ModeTCX, &datapath.Features{}, false, false},
-	{"generic with a filter", datapath.ModeGeneric, nil, true, false},
-	{"native with redirect", datapath.ModeNative, nil, false, true},
-	{"tcx with redirect", datapath.ModeTCX, nil, true, true},
+	{"generic", datapath.ModeGeneric, nil, false, false, false},
+	{"native", datapath.ModeNative, nil, false, false, false},
+	{"tcx", datapath.ModeTCX, nil, false, false, false},
+	{"generic with clsact", datapath.ModeGeneric, &datapath.Features{XDPFrags: true}, false, false, false},
+	{"native without frags, with clsact", datapath.ModeNative, &datapath.Features{}, true, false, false},
+	{"clsact", datapath.ModeTCX, &datapath.Features{}, false, false, false},
+	{"generic with a filter", datapath.ModeGeneric, nil, true, false, false},
+	{"native with redirect", datapath.ModeNative, nil, false, true, false},
+	{"tcx with redirect", datapath.ModeTCX, nil, true, true, false},
+	{"generic with programs", datapath.ModeGeneric, nil, false, false, true},
+	{"native with all", datapath.ModeNative, nil, true, true, true},
 }
 
 func newVariantRig(t *testing.T, v variant, veth tests.VethOptions) *rig {
@@ -258,6 +262,9 @@ func newVariantRig(t *testing.T, v variant, veth tests.VethOptions) *rig {
 	if v.redirect {
 		r.redirect = someRedirect
 		r.opts.Redirect = someRedirect
+	}
+	if v.programs {
+		r.opts.Programs = somePrograms
 	}
 	return r
 }

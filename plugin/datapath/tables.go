@@ -1,6 +1,7 @@
 package datapath
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 
@@ -43,6 +44,8 @@ type podMaps struct {
 	peers  *ebpf.Map
 	flows  *ebpf.Map
 	policy *policyMaps
+	// of its own programs
+	programStats *ebpf.Map
 }
 
 func (p *podMaps) close() {
@@ -52,6 +55,7 @@ func (p *podMaps) close() {
 	_ = p.peers.Close()
 	_ = p.flows.Close()
 	p.policy.close()
+	_ = p.programStats.Close()
 }
 
 // makePodMaps makes a pod's maps and pins them in dir.
@@ -127,6 +131,9 @@ func (n *node) entries(slot uint32, maps *podMaps) []entry {
 	if maps.flows != nil {
 		entries = append(entries, entry{n.flows, slot, maps.flows})
 	}
+	if maps.programStats != nil {
+		entries = append(entries, entry{n.programStats, slot, maps.programStats})
+	}
 	if maps.policy != nil {
 		entries = append(entries, n.policyEntries(slot, 0, maps.policy)...)
 	}
@@ -154,7 +161,10 @@ func (n *node) leaveMaps(slot uint32) error {
 	for place := range uint32(policyPlaces) {
 		entries = append(entries, n.policyEntries(slot, place, &policyMaps{})...)
 	}
-	if err := apply(entries); err != nil {
+	if n.programStats != nil {
+		entries = append(entries, entry{n.programStats, slot, nil})
+	}
+	if err := errors.Join(apply(entries), n.leavePrograms(slot)); err != nil {
 		return fmt.Errorf("leaving slot %d: %w", slot, err)
 	}
 	return nil

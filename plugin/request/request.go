@@ -65,6 +65,11 @@ func (r Request) Options(d *datapath.Datapath) (datapath.AttachOptions, error) {
 		}
 	}
 	opts.BigTCP = BigTCP(r.Conf)
+	for _, p := range r.Conf.Programs {
+		opts.Programs = append(opts.Programs, datapath.Program{
+			Object: p.Object, Name: p.Program, After: p.Order == conf.OrderAfter, Optional: p.Optional,
+		})
+	}
 	for _, address := range attachment.Addresses(result, r.Netns, r.IfName) {
 		ip, ok := netip.AddrFromSlice(address.IP)
 		if !ok {

@@ -97,7 +97,7 @@ func (n *node) compareMaps(spec *ebpf.CollectionSpec, release string) (missing m
 	specs := nodeSpecs(spec)
 	redirect := redirectPinSpecs(spec)
 	for pin := range redirect {
-		if _, err := os.Stat(filepath.Join(n.dir, pin)); err == nil {
+		if n.hasPin(pin) {
 			maps.Copy(specs, redirect)
 			break
 		}

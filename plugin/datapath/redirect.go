@@ -55,11 +55,9 @@ func networkID(network string, r *Redirect) uint64 {
 // ensureRedirect makes and pins the node's maps for redirect, but for those that are there, whose
 // sizes stay. The caller holds the node's lock.
 func (n *node) ensureRedirect(spec *ebpf.CollectionSpec, opts *Redirect) error {
-	for name, names := range redirectPins {
-		for _, pin := range names {
-			if err := n.ensureMap(redirectSpec(spec.Maps[name], opts), pin); err != nil {
-				return err
-			}
+	for pin, mapSpec := range redirectPinSpecs(spec) {
+		if err := n.ensureMap(redirectSpec(mapSpec, opts), pin); err != nil {
+			return err
 		}
 	}
 	return nil

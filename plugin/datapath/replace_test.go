@@ -53,22 +53,7 @@ func (r *rig) flood(port uint16) *flood {
 		r.t.Fatal(err)
 	}
 	f := &flood{stop: make(chan struct{}), ended: make(chan struct{})}
-	frame := r.frame(port)
-	go func() {
-		defer close(f.ended)
-		defer unix.Close(fd)
-		for {
-			select {
-			case <-f.stop:
-				return
-			default:
-			}
-			// ENOBUFS: it was not sent
-			if unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: index}) == nil {
-				f.sent.Add(1)
-			}
-		}
-	}()
+	go sendUntil(f, fd, index, r.frame(port))
 	return f
 }
 

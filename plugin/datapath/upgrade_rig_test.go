@@ -213,6 +213,7 @@ func (r *rig) hostFlood(port uint16) *flood {
 	return f
 }
 
+// sendUntil sends a frame by a packet socket, which it closes, until the flood is to stop, and counts what was sent.
 func sendUntil(f *flood, fd, ifindex int, frame []byte) {
 	defer close(f.ended)
 	defer unix.Close(fd)

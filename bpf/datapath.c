@@ -36,14 +36,14 @@ const enum pod_flag *unused_pod_flag __attribute__((unused));
 const enum endpoint_flag *unused_endpoint_flag __attribute__((unused));
 const enum way *unused_way __attribute__((unused));
 const enum direct_end *unused_direct_end __attribute__((unused));
+const enum program_order *unused_program_order __attribute__((unused));
 
 /*
- * Egress of a pod at the XDP hook of the host end, generic and native. Returns an XDP action.
- * Headers past the first buffer cannot be read: on veth that buffer holds over 3 KiB of any
- * frame (veth_convert_skb_to_xdp_buff() in drivers/net/veth.c).
+ * Parses and judges a frame at the XDP hook; walk is NULL but where programs of others run. Returns
+ * an XDP action. Headers past the first buffer cannot be read: on veth that buffer holds over 3 KiB
+ * of any frame (veth_convert_skb_to_xdp_buff() in drivers/net/veth.c).
  */
-SEC("xdp.frags")
-int xdp_egress(struct xdp_md *ctx)
+static __always_inline int xdp_hook(struct xdp_md *ctx, struct walk *walk)
 {
 	struct packet pkt = {
 		.data = (void *)(long)ctx->data,
@@ -59,11 +59,55 @@ int xdp_egress(struct xdp_md *ctx)
 	barrier();
 	pkt.data = (void *)(long)ctx->data;
 	pkt.data_end = (void *)(long)ctx->data_end;
-	verdict = core(&pkt, result, ctx->ingress_ifindex, DIRECTION_EGRESS, HOOK_XDP);
+	verdict = core(&pkt, result, ctx->ingress_ifindex, DIRECTION_EGRESS, HOOK_XDP, walk);
 	/* the core has told the kernel where to */
-	if (config_redirect && verdict == VERDICT_REDIRECT && !redirect_rewrite_xdp(ctx))
+	if (config_redirect && pkt.direct && !redirect_rewrite_xdp(ctx))
 		return XDP_ABORTED;
 	return verdict;
+}
+
+/* Egress of a pod at the XDP hook of the host end, generic and native. Returns an XDP action. */
+SEC("xdp.frags")
+int xdp_egress(struct xdp_md *ctx)
+{
+	return xdp_hook(ctx, NULL);
+}
+
+/*
+ * As xdp_egress(), for pods that have programs of others: runs those before the policy, the policy,
+ * and those after it. Returns an XDP action.
+ */
+SEC("xdp.frags")
+int xdp_egress_programs(struct xdp_md *ctx)
+{
+	struct walk *walk = walk_scratch();
+	const struct slot *slot;
+	__u32 number, verdict;
+
+	slot = pod_slot(ctx->ingress_ifindex, &number);
+	if (!slot)
+		return XDP_PASS;
+	if (!walk)
+		return XDP_ABORTED;
+	walk->undecided = 0;
+	walk->decided = VERDICT_PASS;
+	if (slot->programs_before)
+		walk->decided = programs_walk(ctx, number, PROGRAM_BEFORE);
+	verdict = program_run(ctx, config_redirect ? PROGRAM_JUDGE_REDIRECT : PROGRAM_JUDGE);
+	if (verdict != VERDICT_PASS || !walk->undecided)
+		return verdict;
+	verdict = programs_walk(ctx, number, PROGRAM_AFTER);
+	core_conclude(number, DIRECTION_EGRESS, verdict, walk->len, 1);
+	return verdict;
+}
+
+/* The policy as xdp_egress_programs() calls it. Returns an XDP action. */
+SEC("xdp.frags")
+int xdp_judge(struct xdp_md *ctx)
+{
+	struct walk *walk = walk_scratch();
+
+	return walk ? xdp_hook(ctx, walk) : XDP_ABORTED;
 }
 
 /*
@@ -134,7 +178,7 @@ again:
 	barrier();
 	pkt.data = (void *)(long)skb->data;
 	pkt.data_end = (void *)(long)skb->data_end;
-	return skb_action(skb, core(&pkt, result, skb->ifindex, direction, HOOK_TC));
+	return skb_action(skb, core(&pkt, result, skb->ifindex, direction, HOOK_TC, NULL));
 }
 
 /* Egress of a pod at tc ingress of the host end. Returns a TC_ACT_* or TCX_*. */

@@ -25,6 +25,7 @@ const (
 	codeCheck          = 106
 	codeInUse          = 107 // bpffs root of another namespace or release, or damaged
 	codeFull           = 108
+	codeProgram        = 109 // a program of others cannot be used
 )
 
 // codes gives the CNI error code of each error that has one. The first that matches counts.
@@ -38,6 +39,7 @@ var codes = []struct {
 	{attachment.ErrNotVeth, codeNotVeth},
 	{attachment.ErrPeerElsewhere, codeNotVeth},
 	{attachment.ErrMismatch, codeMismatch},
+	{datapath.ErrProgram, codeProgram},
 	{datapath.ErrForeignProgram, codeForeignProgram},
 	{datapath.ErrPrivileges, codePrivileges},
 	{datapath.ErrUnsupported, codeUnsupported},

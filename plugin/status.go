@@ -3,9 +3,11 @@ package main
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/containernetworking/cni/pkg/types"
 
+	"github.com/xdp-cni/xdp-cni/conf"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
 	"github.com/xdp-cni/xdp-cni/plugin/request"
 )
@@ -17,6 +19,7 @@ func status(ctx context.Context, c *call) error {
 	if err == nil {
 		err = c.datapath.Ready(datapath.ReadyOptions{
 			Mode: mode, Peers: c.conf.Stats.Peers, Redirect: c.conf.Redirect != nil, BigTCP: request.BigTCP(c.conf),
+			Programs: slices.ContainsFunc(c.conf.Programs, func(p conf.Program) bool { return !p.Optional }),
 		})
 	}
 	// runtimes ask often: it is the time to see what has become of the pods

@@ -11,6 +11,9 @@
 /* Attachments that a node can hold; a power of two. */
 #define MAX_PODS 4096
 
+/* Programs of others that an attachment can have. */
+#define MAX_POD_PROGRAMS 8
+
 enum slot_flag {
 	SLOT_PEERS = 1 << 0,    /* the pod has a map of per-peer counters */
 	SLOT_FILTER = 1 << 1,   /* the pod has a policy; without it nothing passes */
@@ -27,6 +30,9 @@ struct slot {
 	__u32 ifindex;        /* of the host end, host byte order; 0: the slot is free */
 	__u32 flags;          /* enum slot_flag, host byte order */
 	__u64 owner;          /* pod_meta.owner of the attachment that has the slot */
+	__u8 programs_before; /* how many programs of others run before our policy */
+	__u8 programs_after;  /* and on what it lets pass */
+	__u8 pad[6];
 	struct endpoint self; /* with SLOT_REDIRECT: the pod, as others find it */
 };
 

@@ -58,6 +58,10 @@ func TestGolden(t *testing.T) {
 	tested := sampleTest(t)
 	endpoints := newEndpointsReport(sampleEndpoints(), nil, false)
 	applied := sampleApply(t)
+	loaded := &loadReport{newAttachment(list[1].Meta), []loadedMap{
+		{Program: "xdp_blocklist", Map: "blocklist_v4", Family: "ipv4", Prefixes: 98_304, Added: 98_304},
+		{Program: "xdp_blocklist", Map: "blocklist_v6", Family: "ipv6", Prefixes: 1_200, Added: 7, Removed: 3},
+	}}
 	version, behind := sampleVersion("v0.1.0", "v0.1.0"), sampleVersion("v0.2.0", "v0.1.0")
 	for _, result := range []struct {
 		name   string
@@ -77,6 +81,7 @@ func TestGolden(t *testing.T) {
 		{"filter-show-none", none, func(s style) string { return filterTable(&none, s, now) }, nil},
 		{"filter-test", tested, func(style) string { return tryText(tested) }, nil},
 		{"filter-apply", applied, func(style) string { return applyText(applied) }, nil},
+		{"programs-load", loaded, func(s style) string { return loadTable(loaded, s) }, nil},
 		{"endpoints", endpoints, func(s style) string { return endpointsText(endpoints, s) }, []format{formatWide}},
 		{"drops", drops, func(s style) string { return dropsText(drops, s, now) }, nil},
 		{"version", version, func(style) string { return versionText(version, true, now) }, nil},

@@ -44,6 +44,8 @@ type AttachOptions struct {
 	Redirect *Redirect
 	// BigTCP: needs ModeTCX.
 	BigTCP BigTCP
+	// Programs of others, in order: XDP programs.
+	Programs []Program
 }
 
 // Attach makes an attachment: its maps, entered in the node's, and then its hooks. It is done
@@ -72,6 +74,7 @@ func (d *Datapath) Attach(ctx context.Context, opts AttachOptions) (err error) {
 		{"removing leftovers", a.removeLeftovers},
 		{"entering the node", a.enterNode},
 		{"making maps", a.makeMaps},
+		{"loading programs", a.loadPrograms},
 		{"entering maps", a.enterMaps},
 		{"preparing the interface", a.prepareInterface},
 		{"attaching egress", a.attachEgress},
@@ -111,6 +114,10 @@ type attaching struct {
 	entering *change
 	egress   *ebpf.Program
 	ingress  *ebpf.Program
+
+	programsOfOthers []podProgram
+	composition      composition // of egress
+	counters         *ebpf.Map   // of all pods' programs
 }
 
 func (d *Datapath) newAttaching(opts AttachOptions) (*attaching, error) {
@@ -160,6 +167,16 @@ func (d *Datapath) newAttaching(opts AttachOptions) (*attaching, error) {
 		a.meta.Mode = a.Mode
 		a.meta.flags |= bpf.DatapathPodFlagPOD_FOR_GENERIC
 	}
+	if a.programsOfOthers, err = d.pickPrograms(opts.Programs, a.Mode); err != nil {
+		return nil, err
+	}
+	if len(a.programsOfOthers) > 0 {
+		if !probeTailCalls() {
+			return nil, fmt.Errorf("%w: %w: the kernel lets no function of a program make tail calls (x86-64: 5.10, arm64: 6.0)",
+				ErrProgram, ErrUnsupported)
+		}
+		a.meta.flags |= bpf.DatapathPodFlagPOD_PROGRAMS
+	}
 	return a, nil
 }
 
@@ -172,6 +189,7 @@ func (a *attaching) close() {
 	if a.maps != nil {
 		a.maps.close()
 	}
+	_ = a.counters.Close()
 	_ = a.egress.Close()
 	_ = a.ingress.Close()
 }
@@ -217,6 +235,15 @@ func (a *attaching) enterNode(ctx context.Context) (err error) {
 		}
 		if a.Redirect != nil {
 			if err := a.node.ensureRedirect(a.spec, a.Redirect); err != nil {
+				return err
+			}
+		}
+		a.composition = compositions[0]
+		if a.meta.has(bpf.DatapathPodFlagPOD_PROGRAMS) {
+			if err := a.node.ensurePrograms(a.spec, shared.XdpFrags != 0); err != nil {
+				return err
+			}
+			if err := a.enterJudge(a.node, a.spec, a.composition); err != nil {
 				return err
 			}
 		}
@@ -337,7 +364,12 @@ func (d *Datapath) evictStale(n *node, ifindex int) error {
 
 func (a *attaching) makeMaps(context.Context) (err error) {
 	// pinned maps go with the directory
-	a.maps, err = makePodMaps(a.spec, a.dir, a.Peers, a.policy)
+	if a.maps, err = makePodMaps(a.spec, a.dir, a.Peers, a.policy); err != nil {
+		return err
+	}
+	if a.meta.has(bpf.DatapathPodFlagPOD_PROGRAMS) {
+		a.maps.programs, err = makePinned(a.spec.Maps[bpf.DatapathMapProgramCountersMap], a.dir, pinProgramCounters)
+	}
 	return err
 }
 
@@ -349,7 +381,16 @@ func (a *attaching) enterMaps(context.Context) error {
 			return fmt.Errorf("entering the policy of slot %d: %w", a.slot, err)
 		}
 	}
-	a.entering = begin(a.node.entries(a.slot, a.maps))
+	entries := a.node.entries(a.slot, a.maps)
+	if a.maps.programs != nil {
+		counters, err := a.node.open(bpf.DatapathMapPodProgramCounters)
+		if err != nil {
+			return err
+		}
+		a.counters = counters
+		entries = append(entries, entry{counters, a.slot, a.maps.programs})
+	}
+	a.entering = begin(entries)
 	a.undo.Push("waiting for the node's maps", func() error {
 		_ = a.entering.done() // said already
 		return nil

@@ -115,7 +115,13 @@ func (d *Datapath) removeDir(dir string, locked locker) error {
 	if errs != nil {
 		return errs
 	}
-	return pins.RemoveAll(dir, pinMeta)
+	if err := pins.RemoveAll(dir, pinMeta); err != nil {
+		return err
+	}
+	if n == nil || m == nil || !m.has(bpf.DatapathPodFlagPOD_PROGRAMS) {
+		return nil
+	}
+	return locked(func() error { return d.pruneShared(n) })
 }
 
 // leave takes the attachment out of the node's maps, those of the slot first: who finds it free

@@ -15,6 +15,8 @@ type ReadyOptions struct {
 	Redirect bool
 	// BigTCP: they are to have it; only BigTCPOn asks for more than there may be.
 	BigTCP BigTCP
+	// Programs of others are to run that are not optional.
+	Programs bool
 }
 
 // Ready returns nil if Attach could succeed, else what is in its way: the kernel, the privileges,
@@ -38,6 +40,9 @@ func (d *Datapath) Ready(opts ReadyOptions) error {
 		if err := hasBigTCP(opts.Mode); err != nil {
 			return err
 		}
+	}
+	if opts.Programs && opts.Mode != ModeTCX && !probeTailCalls() {
+		return fmt.Errorf("%w: programs of others: the kernel lets no function of a program make tail calls", ErrUnsupported)
 	}
 	mounted, err := d.Root.Mounted()
 	if err != nil {

@@ -239,18 +239,21 @@ type variant struct {
 	features *datapath.Features
 	filter   bool
 	redirect bool
+	programs bool
 }
 
 var variants = []variant{
-	{"generic", datapath.ModeGeneric, nil, false, false},
-	{"native", datapath.ModeNative, nil, false, false},
-	{"tcx", datapath.ModeTCX, nil, false, false},
-	{"generic with clsact", datapath.ModeGeneric, &datapath.Features{XDPFrags: true}, false, false},
-	{"native without frags, with clsact", datapath.ModeNative, &datapath.Features{}, true, false},
-	{"clsact", datapath.ModeTCX, &datapath.Features{}, false, false},
-	{"generic with a filter", datapath.ModeGeneric, nil, true, false},
-	{"native with redirect", datapath.ModeNative, nil, false, true},
-	{"tcx with redirect", datapath.ModeTCX, nil, true, true},
+	{"generic", datapath.ModeGeneric, nil, false, false, false},
+	{"native", datapath.ModeNative, nil, false, false, false},
+	{"tcx", datapath.ModeTCX, nil, false, false, false},
+	{"generic with clsact", datapath.ModeGeneric, &datapath.Features{XDPFrags: true}, false, false, false},
+	{"native without frags, with clsact", datapath.ModeNative, &datapath.Features{}, true, false, false},
+	{"clsact", datapath.ModeTCX, &datapath.Features{}, false, false, false},
+	{"generic with a filter", datapath.ModeGeneric, nil, true, false, false},
+	{"native with redirect", datapath.ModeNative, nil, false, true, false},
+	{"tcx with redirect", datapath.ModeTCX, nil, true, true, false},
+	{"generic with programs", datapath.ModeGeneric, nil, false, false, true},
+	{"native with redirect and programs", datapath.ModeNative, nil, true, true, true},
 }
 
 func newVariantRig(t *testing.T, v variant, veth tests.VethOptions, options ...tests.NodeOption) *rig {
@@ -263,6 +266,9 @@ func newVariantRig(t *testing.T, v variant, veth tests.VethOptions, options ...t
 	if v.redirect {
 		r.redirect = someRedirect
 		r.opts.Redirect = someRedirect
+	}
+	if v.programs {
+		r.opts.Programs = someProgramsOfOthers(t)
 	}
 	return r
 }

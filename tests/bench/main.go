@@ -55,6 +55,7 @@ var sections = []section{
 	{name: "traffic", about: "TCP and UDP between two pods, against the same without the plugin", run: (*bench).traffic},
 	{name: "filter", about: "what a filter costs, by the number of its rules", run: (*bench).filter},
 	{name: "redirect", about: "from pod to pod without the stack, against a bridge, routes and iptables", run: (*bench).redirect},
+	{name: "blocklist", about: "a look-up in the blocklist of bpf/samples, by its length", run: (*bench).blocklist},
 	{name: "flood", about: "what it costs to drop a packet", run: (*bench).flood},
 }
 

@@ -25,7 +25,8 @@ import (
 
 // packages are those whose tests need root.
 var packages = []string{
-	"tests/integration", "plugin/datapath", "plugin/podend", "plugin/bigtcp", "plugin/policy", "bpf", "cmd/xdpctl", "ipam/leases",
+	"tests/integration", "plugin/datapath", "plugin/podend", "plugin/bigtcp", "plugin/policy", "bpf", "bpf/samples", "cmd/xdpctl", "ipam/leases",
+	"internal/prefixset",
 }
 
 // short is what -short runs of them: what meets the kernel most, by each way that a packet or a verb may go, and does not
@@ -44,6 +45,7 @@ var short = map[string][]string{
 		"^(TestVerifier|TestObjects|TestEthernet|TestIPv4|TestIPv6|TestTransport)$",
 		"^(TestRuleCounters|TestDropEvents|TestRedirectBegins|TestRedirectTargetFilter|TestRedirectTranslated)$",
 	},
+	"bpf/samples": {"^(TestLoad|TestObjects|TestVLAN.*|TestEcho|TestPortsChecksums|TestSources|TestSwitch)$"},
 	"ipam/leases": {"^(TestAllocate|TestCollect|TestGrows|TestLostPins)$"},
 }
 

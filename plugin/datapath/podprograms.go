@@ -1,0 +1,462 @@
+package datapath
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
+
+	"github.com/xdp-cni/xdp-cni/bpf"
+	"github.com/xdp-cni/xdp-cni/plugin/programs"
+)
+
+// ErrProgram: a program of others cannot be used.
+var ErrProgram = errors.New("a program cannot be used")
+
+// Program is a program of others that an attachment is to run on what its pod sends.
+type Program struct {
+	Object   string // path of the object file
+	Program  string // function or section, "" for the only one
+	Name     string // directory of its pins, "" for the function's name
+	After    bool   // on what the policy lets pass, else before it
+	Optional bool   // if it cannot be used, the attachment is made without it
+}
+
+// Pins of programs of others: directories of an attachment and of the node, and what is in them.
+const (
+	pinPrograms        = "programs" // of an attachment: a directory for each program; of the node: for each shared
+	pinProgram         = "program"  // in such a directory, beside the maps
+	pinProgramMaps     = "program_maps"
+	pinProgramsMeta    = bpf.DatapathMapProgramsMeta
+	pinProgramCounters = "program_counters"
+
+	pinPodPrograms      = bpf.DatapathMapPodPrograms
+	pinPodProgramsFrags = bpf.DatapathMapPodPrograms + "_frags"
+	suffixFrags         = "_frags"
+)
+
+// MaxPrograms is how many programs of others an attachment can have: MAX_POD_PROGRAMS in bpf/lib/pod.h.
+const MaxPrograms = 8
+
+// programJudge is PROGRAM_JUDGE in bpf/lib/programs.h.
+const programJudge = 4096 * MaxPrograms
+
+// programPins are the node's maps for programs of others, by the name of the map in the object.
+var programPins = map[string][]string{
+	bpf.DatapathMapPodPrograms:        {pinPodPrograms, pinPodProgramsFrags},
+	bpf.DatapathMapPodProgramCounters: {bpf.DatapathMapPodProgramCounters},
+	bpf.DatapathMapWalks:              {bpf.DatapathMapWalks},
+}
+
+// podProgram is a program of an attachment under way.
+type podProgram struct {
+	Program
+	name   string
+	picked *programs.Program
+}
+
+func (p Program) String() string {
+	if p.Program == "" {
+		return p.Object
+	}
+	return p.Program + " of " + p.Object
+}
+
+// pickPrograms reads the objects, those that come before the policy first. Optional programs that cannot be used are
+// left out with a warning.
+func (d *Datapath) pickPrograms(list []Program, mode Mode) ([]podProgram, error) {
+	if len(list) > MaxPrograms {
+		return nil, fmt.Errorf("%w: %d are more than %d", ErrProgram, len(list), MaxPrograms)
+	}
+	var picked []podProgram
+	objects := map[string]*programs.Object{}
+	names := map[string]bool{}
+	for _, after := range []bool{false, true} {
+		for _, p := range list {
+			if p.After != after {
+				continue
+			}
+			one, err := pickProgram(p, mode, objects)
+			if err == nil && names[one.name] {
+				err = fmt.Errorf("another program is known as %q too: give one of them a \"name\"", one.name)
+			}
+			if err != nil {
+				err = fmt.Errorf("%w: %s: %w", ErrProgram, p, err)
+				if !p.Optional {
+					return nil, err
+				}
+				d.Log.Warn("leaving out an optional program", "program", p.String(), "error", err)
+				continue
+			}
+			names[one.name] = true
+			picked = append(picked, *one)
+		}
+	}
+	return picked, nil
+}
+
+func pickProgram(p Program, mode Mode, objects map[string]*programs.Object) (*podProgram, error) {
+	object := objects[p.Object]
+	if object == nil {
+		var err error
+		if object, err = programs.Read(p.Object); err != nil {
+			return nil, err
+		}
+		objects[p.Object] = object
+	}
+	picked, err := object.Program(p.Program)
+	if err != nil {
+		return nil, err
+	}
+	one := &podProgram{p, p.Name, picked}
+	if one.name == "" {
+		one.name = picked.Function
+	}
+	kind := picked.Type()
+	switch {
+	case mode == ModeTCX && kind == ebpf.XDP:
+		return nil, fmt.Errorf("%w: %s is an XDP program, and mode tcx has no XDP: use mode generic or native", ErrUnsupported, picked.Function)
+	case mode == ModeTCX:
+		return nil, fmt.Errorf("%w: %s is a program of type %s, which mode tcx does not attach yet", ErrUnsupported, picked.Function, kind)
+	case mode != ModeTCX && kind != ebpf.XDP:
+		return nil, fmt.Errorf("%w: %s is a program of type %s; mode %s takes XDP programs", ErrUnsupported, picked.Function, kind, mode)
+	}
+	return one, nil
+}
+
+// ensurePrograms makes and pins the node's maps for programs of others, but for those that are there.
+func (n *node) ensurePrograms(spec *ebpf.CollectionSpec, frags bool) error {
+	for name, names := range programPins {
+		for _, pin := range names {
+			if pin == pinPodProgramsFrags && !frags {
+				continue
+			}
+			if err := n.ensureMap(spec.Maps[name], pin); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// podProgramsPin is the map of programs that a composition calls.
+func (c composition) podProgramsPin() string {
+	if c.frags {
+		return pinPodProgramsFrags
+	}
+	return pinPodPrograms
+}
+
+// enterJudge loads the policy that the composition calls, and enters it. The caller holds the node's lock.
+func (d *Datapath) enterJudge(n *node, spec *ebpf.CollectionSpec, c composition) error {
+	c.function = bpf.DatapathProgXdpJudge
+	judges, err := d.programs(n, spec, []composition{c})
+	if err != nil {
+		return err
+	}
+	defer judges[0].Close()
+	all, err := n.open(c.podProgramsPin())
+	if err != nil {
+		return err
+	}
+	defer all.Close()
+	index := uint32(programJudge)
+	if c.redirect {
+		index++
+	}
+	if err := all.Put(index, judges[0]); err != nil {
+		return fmt.Errorf("entering program %s: %w", c.pin(), err)
+	}
+	return nil
+}
+
+// loadPrograms loads the attachment's programs, pins them with their maps and enters them in its slot.
+func (a *attaching) loadPrograms(ctx context.Context) error {
+	if len(a.programsOfOthers) == 0 {
+		return nil
+	}
+	return a.locked(ctx, a.loadProgramsLocked)
+}
+
+func (a *attaching) loadProgramsLocked() error {
+	if err := os.Mkdir(filepath.Join(a.dir, pinPrograms), 0o700); err != nil {
+		return fmt.Errorf("making the programs' directory: %w", err)
+	}
+	notes, err := makePinned(a.spec.Maps[bpf.DatapathMapProgramsMeta], a.dir, pinProgramsMeta)
+	if err != nil {
+		return err
+	}
+	defer notes.Close()
+	var all *ebpf.Map
+	if a.Mode != ModeTCX {
+		if all, err = a.node.open(a.composition.podProgramsPin()); err != nil {
+			return err
+		}
+		defer all.Close()
+	}
+	place, counts := uint32(0), [2]uint8{}
+	for _, p := range a.programsOfOthers {
+		prog, shared, err := a.loadPodProgram(p)
+		if err != nil {
+			err = fmt.Errorf("%w: %s: %w", ErrProgram, p, err)
+			if !p.Optional {
+				return err
+			}
+			if undoErr := os.RemoveAll(filepath.Join(a.dir, pinPrograms, p.name)); undoErr != nil {
+				return errors.Join(err, undoErr)
+			}
+			a.Log.Warn("leaving out an optional program", "program", p.String(), "error", err)
+			continue
+		}
+		err = a.enterPodProgram(p, prog, shared, place, all, notes)
+		_ = prog.Close()
+		if err != nil {
+			return err
+		}
+		place++
+		if p.After {
+			counts[1]++
+		} else {
+			counts[0]++
+		}
+	}
+	if a.Mode == ModeTCX {
+		return nil
+	}
+	entry, err := a.node.slot(a.slot)
+	if err != nil {
+		return err
+	}
+	entry.ProgramsBefore, entry.ProgramsAfter = counts[0], counts[1]
+	if err := a.node.slots.Put(a.slot, entry); err != nil {
+		return fmt.Errorf("entering the programs of slot %d: %w", a.slot, err)
+	}
+	return nil
+}
+
+// enterPodProgram notes a loaded program and enters it at its place.
+func (a *attaching) enterPodProgram(p podProgram, prog *ebpf.Program, shared bool, place uint32, all, notes *ebpf.Map) error {
+	id, err := programID(prog)
+	if err != nil {
+		return err
+	}
+	note := bpf.DatapathProgramMeta{Id: uint32(id), Digest: p.picked.Object.Digest}
+	if p.After {
+		note.Order = uint32(bpf.DatapathProgramOrderPROGRAM_AFTER)
+	}
+	note.Shared, note.Tc, note.Optional = flag(shared), flag(a.Mode == ModeTCX), flag(p.Optional)
+	for _, field := range []struct {
+		what string
+		to   []uint8
+		from string
+	}{
+		{"name", note.Name[:], p.name}, {"function", note.Function[:], p.picked.Function},
+		{"program", note.Wanted[:], p.Program.Program}, {"object", note.Object[:], p.Object},
+	} {
+		if len(field.from) >= len(field.to) {
+			return fmt.Errorf("%w: the %s %q is longer than %d bytes", ErrProgram, field.what, field.from, len(field.to)-1)
+		}
+		copy(field.to, field.from)
+	}
+	if err := notes.Put(place, note); err != nil {
+		return fmt.Errorf("noting program %s: %w", p.name, err)
+	}
+	if all == nil {
+		return nil
+	}
+	err = all.Put(a.slot*MaxPrograms+place, prog)
+	if errors.Is(err, unix.EINVAL) {
+		err = fmt.Errorf("%w: the kernel does not let our programs call it: %w", ErrUnsupported, err)
+	}
+	if err != nil {
+		return fmt.Errorf("entering program %s: %w", p.name, err)
+	}
+	return nil
+}
+
+func flag(on bool) uint8 {
+	if on {
+		return 1
+	}
+	return 0
+}
+
+// loadPodProgram loads one program, or finds it loaded, and pins it and its maps for the attachment. The caller holds
+// the node's lock: shared maps and programs are made, and pruned, under it.
+func (a *attaching) loadPodProgram(p podProgram) (_ *ebpf.Program, shared bool, err error) {
+	dir := filepath.Join(a.dir, pinPrograms, p.name)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, false, fmt.Errorf("making %s: %w", dir, err)
+	}
+	frags := a.Mode != ModeTCX && a.composition.frags
+	used := map[string]*ebpf.Map{}
+	defer func() {
+		for _, m := range used {
+			_ = m.Close()
+		}
+	}()
+	for _, m := range p.picked.Maps() {
+		if !m.Shared {
+			continue
+		}
+		if used[m.Name], err = a.node.sharedProgramMap(m, frags); err != nil {
+			return nil, false, err
+		}
+	}
+	shared = p.picked.Shareable()
+	node := filepath.Join(a.node.dir, pinPrograms, fmt.Sprintf("%x-%s%s", p.picked.Object.Digest[:16], p.picked.Function, fragsSuffix(frags)))
+	var prog *ebpf.Program
+	if shared {
+		prog, err = ebpf.LoadPinnedProgram(filepath.Join(node, pinProgram), nil)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, false, fmt.Errorf("opening the node's program: %w", err)
+		}
+	}
+	if prog == nil {
+		var own map[string]*ebpf.Map
+		if prog, own, err = p.picked.Load(programs.LoadOptions{Frags: frags, Maps: used}); err != nil {
+			return nil, false, err
+		}
+		for name, m := range own {
+			used[name] = m
+		}
+		if shared {
+			err = pinProgramIn(node, prog)
+		}
+	}
+	if err == nil {
+		err = pinProgramIn(dir, prog)
+	}
+	for name, m := range used {
+		if err != nil {
+			break
+		}
+		// to pin again what knows its pin would move that
+		var clone *ebpf.Map
+		if clone, err = m.Clone(); err == nil {
+			err = clone.Pin(filepath.Join(dir, programs.PinName(name)))
+			_ = clone.Close()
+		}
+	}
+	if err != nil {
+		_ = prog.Close()
+		return nil, false, fmt.Errorf("pinning program %s: %w", p.name, err)
+	}
+	return prog, shared, nil
+}
+
+func fragsSuffix(frags bool) string {
+	if frags {
+		return suffixFrags
+	}
+	return ""
+}
+
+// pinProgramIn pins a program in a directory, which it makes if need be, beside other pins that it has.
+func pinProgramIn(dir string, prog *ebpf.Program) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	clone, err := prog.Clone()
+	if err != nil {
+		return err
+	}
+	defer clone.Close()
+	return clone.Pin(filepath.Join(dir, pinProgram))
+}
+
+// sharedProgramMap opens the node's map that a program asks for by name, or makes it.
+func (n *node) sharedProgramMap(m programs.Map, frags bool) (*ebpf.Map, error) {
+	pin := programs.PinName(m.Name)
+	if m.OfPrograms {
+		pin += fragsSuffix(frags)
+	}
+	dir := filepath.Join(n.dir, pinProgramMaps)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("making %s: %w", dir, err)
+	}
+	path := filepath.Join(dir, pin)
+	have, err := ebpf.LoadPinnedMap(path, nil)
+	if err == nil {
+		if err := m.Spec.Compatible(have); err != nil {
+			_ = have.Close()
+			return nil, fmt.Errorf("the node's map %s was made by another object and is different: %w", m.Name, err)
+		}
+		return have, nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("opening the node's map %s: %w", m.Name, err)
+	}
+	spec := m.Spec.Copy()
+	spec.Pinning = ebpf.PinNone
+	made, err := ebpf.NewMap(spec)
+	if err != nil {
+		return nil, fmt.Errorf("making the node's map %s: %w", m.Name, err)
+	}
+	if err := made.Pin(path); err != nil {
+		_ = made.Close()
+		return nil, fmt.Errorf("pinning the node's map %s: %w", m.Name, err)
+	}
+	return made, nil
+}
+
+// leavePrograms removes the programs of a slot. A node that never had programs of others has no maps of them.
+func (n *node) leavePrograms(slot uint32) error {
+	var errs error
+	for _, pin := range []string{pinPodPrograms, pinPodProgramsFrags} {
+		all, err := ebpf.LoadPinnedMap(filepath.Join(n.dir, pin), nil)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			errs = errors.Join(errs, fmt.Errorf("opening the node's map %s: %w", pin, err))
+			continue
+		}
+		for place := range uint32(MaxPrograms) {
+			if err := all.Delete(slot*MaxPrograms + place); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+				errs = errors.Join(errs, fmt.Errorf("removing a program of slot %d: %w", slot, err))
+			}
+		}
+		_ = all.Close()
+	}
+	return errs
+}
+
+// probeTailCalls tells whether a function of a program may tail call (x86-64 5.10, arm64 6.0).
+func probeTailCalls() bool {
+	all, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	if err != nil {
+		return false
+	}
+	defer all.Close()
+	// without BTF the verifier cannot know that the function returns a number, and refuses
+	// (check_abnormal_return() in kernel/bpf/verifier.c)
+	function := func(name string, first asm.Instruction) asm.Instruction {
+		number := &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}
+		return btf.WithFuncMetadata(first.WithSymbol(name), &btf.Func{
+			Name: name, Type: &btf.FuncProto{Return: number}, Linkage: btf.StaticFunc,
+		})
+	}
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.XDP, License: "GPL",
+		Instructions: asm.Instructions{
+			function("probe", asm.Call.Label("call")),
+			asm.Return(),
+			function("call", asm.LoadMapPtr(asm.R2, all.FD())),
+			asm.Mov.Imm(asm.R3, 0), asm.FnTailCall.Call(),
+			asm.Mov.Imm(asm.R0, 0), asm.Return(),
+		},
+	})
+	if err != nil {
+		return false
+	}
+	_ = prog.Close()
+	return true
+}

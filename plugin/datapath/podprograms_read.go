@@ -1,0 +1,228 @@
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/xdp-cni/xdp-cni/bpf"
+)
+
+// PodProgram is a program of others of an attachment.
+type PodProgram struct {
+	// Name is its directory's, Function that in the object, and Program what the configuration asked for.
+	Name, Function, Program string
+	Object                  string // path of the file
+	Digest                  [32]byte
+	After                   bool
+	Optional                bool
+	// Shared: one loaded program serves all pods.
+	Shared bool
+	ID     ebpf.ProgramID
+	// Maps are the paths of its maps' pins.
+	Maps []string
+	// Runs by the verdict that they ended with.
+	Runs [bpf.DatapathVerdictVERDICTS]uint64
+	// Timed of the runs took Time together.
+	Timed uint64
+	Time  time.Duration
+}
+
+// ReadPrograms returns an attachment's programs of others, in the order in which they run; none if it has none.
+func (d *Datapath) ReadPrograms(a Attachment) ([]PodProgram, error) {
+	list, err := readPrograms(a.dir)
+	if err != nil {
+		return nil, fmt.Errorf("reading the programs of container %s, interface %s: %w", a.Meta.ContainerID, a.Meta.IfName, err)
+	}
+	return list, nil
+}
+
+func readPrograms(dir string) ([]PodProgram, error) {
+	notes, err := ebpf.LoadPinnedMap(filepath.Join(dir, pinProgramsMeta), &ebpf.LoadPinOptions{ReadOnly: true})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("opening map %s: %w", pinProgramsMeta, err)
+	}
+	defer notes.Close()
+	counters, err := ebpf.LoadPinnedMap(filepath.Join(dir, pinProgramCounters), &ebpf.LoadPinOptions{ReadOnly: true})
+	if err != nil {
+		return nil, fmt.Errorf("opening map %s: %w", pinProgramCounters, err)
+	}
+	defer counters.Close()
+	var list []PodProgram
+	for place := range uint32(MaxPrograms) {
+		var note bpf.DatapathProgramMeta
+		if err := notes.Lookup(place, &note); err != nil {
+			return nil, fmt.Errorf("reading map %s: %w", pinProgramsMeta, err)
+		}
+		if note.Id == 0 {
+			break
+		}
+		p := PodProgram{
+			Name: cString(note.Name[:]), Function: cString(note.Function[:]), Program: cString(note.Wanted[:]),
+			Object: cString(note.Object[:]), Digest: note.Digest,
+			After:    note.Order == uint32(bpf.DatapathProgramOrderPROGRAM_AFTER),
+			Optional: note.Optional != 0, Shared: note.Shared != 0, ID: ebpf.ProgramID(note.Id),
+		}
+		var cpus []bpf.DatapathProgramCounters
+		if err := counters.Lookup(place, &cpus); err != nil {
+			return nil, fmt.Errorf("reading map %s: %w", pinProgramCounters, err)
+		}
+		for _, cpu := range cpus {
+			for verdict, runs := range cpu.Verdicts {
+				p.Runs[verdict] += runs
+			}
+			p.Timed += cpu.Timed
+			p.Time += time.Duration(cpu.Nanoseconds)
+		}
+		entries, err := os.ReadDir(filepath.Join(dir, pinPrograms, p.Name))
+		if err != nil {
+			return nil, fmt.Errorf("listing the pins of program %s: %w", p.Name, err)
+		}
+		for _, entry := range entries {
+			if entry.Name() != pinProgram {
+				p.Maps = append(p.Maps, filepath.Join(dir, pinPrograms, p.Name, entry.Name()))
+			}
+		}
+		list = append(list, p)
+	}
+	return list, nil
+}
+
+// checkPrograms checks that the attachment runs the programs that it was made with, and that they are those asked for,
+// but for optional ones.
+func (n *node) checkPrograms(dir string, m *Meta, slot uint32, entry bpf.DatapathSlot) error {
+	list, err := readPrograms(dir)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrCheck, err)
+	}
+	if has := m.has(bpf.DatapathPodFlagPOD_PROGRAMS); !has {
+		return nil
+	}
+	if have := int(entry.ProgramsBefore) + int(entry.ProgramsAfter); have != len(list) {
+		return fmt.Errorf("%w: it runs %d programs, and was made with %d", ErrCheck, have, len(list))
+	}
+	pin := pinPodPrograms
+	if shared, err := n.meta(); err != nil {
+		return err
+	} else if m.Mode == ModeNative && shared.XdpFrags != 0 {
+		pin = pinPodProgramsFrags
+	}
+	all, err := n.open(pin)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrCheck, err)
+	}
+	defer all.Close()
+	for place, p := range list {
+		var id ebpf.ProgramID
+		err := all.Lookup(slot*MaxPrograms+uint32(place), &id)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("reading the node's map %s: %w", pin, err)
+		}
+		if id != p.ID {
+			return fmt.Errorf("%w: in the place of program %s (%d) runs program %d", ErrCheck, p.Name, p.ID, id)
+		}
+	}
+	var judge ebpf.ProgramID
+	index := uint32(programJudge)
+	if m.has(bpf.DatapathPodFlagPOD_REDIRECT) {
+		index++
+	}
+	if err := all.Lookup(index, &judge); err != nil {
+		return fmt.Errorf("%w: the policy is not there to be called: %w", ErrCheck, err)
+	}
+	counters, err := n.open(bpf.DatapathMapPodProgramCounters)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrCheck, err)
+	}
+	defer counters.Close()
+	return checkEntry(counters, slot, dir, pinProgramCounters)
+}
+
+// comparePrograms compares what an attachment was made with and what is asked for now; optional ones may be missing.
+func comparePrograms(dir string, wanted []Program) error {
+	list, err := readPrograms(dir)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrCheck, err)
+	}
+	for _, w := range wanted {
+		i := slices.IndexFunc(list, func(p PodProgram) bool {
+			return p.Object == w.Object && p.Program == w.Program && p.After == w.After && (w.Name == "" || w.Name == p.Name)
+		})
+		switch {
+		case i >= 0:
+			list = slices.Delete(list, i, i+1)
+		case !w.Optional:
+			return fmt.Errorf("%w: it was made without program %s, which is asked for now", ErrCheck, w)
+		}
+	}
+	if len(list) > 0 {
+		return fmt.Errorf("%w: it was made with program %s of %s, which is not asked for now", ErrCheck, list[0].Name, list[0].Object)
+	}
+	return nil
+}
+
+// pruneShared removes the node's shared programs and maps that no attachment has pinned any more. The caller holds the
+// node's lock, under which they are made and pinned.
+func (d *Datapath) pruneShared(n *node) error {
+	dirs, err := d.allDirs()
+	if err != nil {
+		return err
+	}
+	programs, maps := map[ebpf.ProgramID]bool{}, map[string]bool{}
+	for _, dir := range dirs {
+		pinned, _ := filepath.Glob(filepath.Join(dir, pinPrograms, "*", "*")) // the pattern is well formed
+		for _, path := range pinned {
+			if filepath.Base(path) != pinProgram {
+				maps[filepath.Base(path)] = true
+				continue
+			}
+			id, err := pinnedProgramID(path)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+			programs[id] = true
+		}
+	}
+	var errs error
+	shared, _ := filepath.Glob(filepath.Join(n.dir, pinPrograms, "*"))
+	for _, dir := range shared {
+		id, err := pinnedProgramID(filepath.Join(dir, pinProgram))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = errors.Join(errs, err)
+			continue
+		}
+		if err != nil || !programs[id] {
+			errs = errors.Join(errs, os.RemoveAll(dir))
+		}
+	}
+	shared, _ = filepath.Glob(filepath.Join(n.dir, pinProgramMaps, "*"))
+	for _, path := range shared {
+		name := filepath.Base(path)
+		if !maps[name] && !maps[strings.TrimSuffix(name, suffixFrags)] {
+			errs = errors.Join(errs, os.Remove(path))
+		}
+	}
+	if errs != nil {
+		return fmt.Errorf("removing shared programs that nobody uses: %w", errs)
+	}
+	return nil
+}
+
+func pinnedProgramID(path string) (ebpf.ProgramID, error) {
+	prog, err := ebpf.LoadPinnedProgram(path, nil)
+	if err != nil {
+		return 0, fmt.Errorf("opening program %s: %w", path, err)
+	}
+	defer prog.Close()
+	return programID(prog)
+}

@@ -1,0 +1,237 @@
+// Package programs reads BPF programs of others from ELF object files and loads them.
+package programs
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"debug/elf"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// ErrObject: the object file cannot be used, or has no such program.
+var ErrObject = errors.New("unusable object file")
+
+// maxSize of an object file, bytes: what is larger is none.
+const maxSize = 64 << 20
+
+// Object is an object file.
+type Object struct {
+	Path string
+	// Digest is the SHA-256 of the file.
+	Digest [sha256.Size]byte
+	spec   *ebpf.CollectionSpec
+}
+
+// Read reads an object file: ErrObject, or the error of reading the file.
+func Read(path string) (*Object, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading object: %w", err)
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxSize {
+		return nil, fmt.Errorf("%w: %s is no regular file of at most %d bytes", ErrObject, path, maxSize)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading object: %w", err)
+	}
+	if err := checkELF(data); err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrObject, path, err)
+	}
+	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(data))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrObject, path, err)
+	}
+	return &Object{Path: path, Digest: sha256.Sum256(data), spec: spec}, nil
+}
+
+// checkELF says what is wrong with an object in the words of whoever made it.
+func checkELF(data []byte) error {
+	f, err := elf.NewFile(bytes.NewReader(data))
+	if err != nil {
+		return fmt.Errorf("it is no ELF file: %w", err)
+	}
+	if f.Machine != elf.EM_BPF {
+		return fmt.Errorf("it is for %s, not for BPF: compile with clang -target bpf", f.Machine)
+	}
+	one := []byte{1, 0}
+	if f.ByteOrder.Uint16(one) != binary.NativeEndian.Uint16(one) {
+		return fmt.Errorf("it is for machines of the other byte order (%s)", f.ByteOrder)
+	}
+	hasMaps := false
+	for _, s := range f.Sections {
+		if s.Name == "maps" || strings.HasPrefix(s.Name, "maps/") {
+			return fmt.Errorf("its maps are in a legacy section %q, as libbpf before 1.0 had them (struct bpf_map_def): define them in \".maps\"", s.Name)
+		}
+		hasMaps = hasMaps || s.Name == ".maps"
+	}
+	if hasMaps && f.Section(".BTF") == nil {
+		return errors.New("it has no BTF, which says what its maps are: compile with clang -g")
+	}
+	return nil
+}
+
+// Program is a program of an object.
+type Program struct {
+	Object   *Object
+	Function string
+	spec     *ebpf.ProgramSpec
+}
+
+// Program returns the program with a function's or a section's name, or the only one there is for
+// "". Else ErrObject, with those that there are.
+func (o *Object) Program(want string) (*Program, error) {
+	var found []string
+	for name, p := range o.spec.Programs {
+		switch {
+		case name == want:
+			return &Program{o, name, p}, nil
+		case want == "" || p.SectionName == want:
+			found = append(found, name)
+		}
+	}
+	if len(found) == 1 {
+		return &Program{o, found[0], o.spec.Programs[found[0]]}, nil
+	}
+	var names []string
+	for _, name := range slices.Sorted(maps.Keys(o.spec.Programs)) {
+		names = append(names, fmt.Sprintf("%s (section %s)", name, o.spec.Programs[name].SectionName))
+	}
+	have := "it has no programs"
+	if len(names) > 0 {
+		have = "it has " + strings.Join(names, ", ")
+	}
+	switch {
+	case want == "":
+		return nil, fmt.Errorf("%w: %s: which program is to run must be said: %s", ErrObject, o.Path, have)
+	case len(found) > 1:
+		return nil, fmt.Errorf("%w: %s: section %q has more than one program: %s", ErrObject, o.Path, want, have)
+	}
+	return nil, fmt.Errorf("%w: %s has no program or section %q: %s", ErrObject, o.Path, want, have)
+}
+
+// Type is the program's type, as its section says.
+func (p *Program) Type() ebpf.ProgramType { return p.spec.Type }
+
+// Map is a map that a program uses.
+type Map struct {
+	Name string
+	// Shared: pinned by name, for all of the node (LIBBPF_PIN_BY_NAME).
+	Shared bool
+	// OfPrograms: the kernel binds it to multi-buffer programs or to others.
+	OfPrograms bool
+	Spec       *ebpf.MapSpec
+}
+
+// PinName is the map's name without what bpffs refuses: .rodata is _rodata.
+func PinName(name string) string { return strings.ReplaceAll(name, ".", "_") }
+
+// Maps returns the maps that the program uses, by name.
+func (p *Program) Maps() []Map {
+	spec := p.reduced()
+	var list []Map
+	for _, name := range slices.Sorted(maps.Keys(spec.Maps)) {
+		m := spec.Maps[name]
+		kind := m.Type
+		list = append(list, Map{
+			Name: name, Shared: m.Pinning == ebpf.PinByName, Spec: m,
+			OfPrograms: kind == ebpf.DevMap || kind == ebpf.DevMapHash || kind == ebpf.CPUMap || kind == ebpf.ProgramArray,
+		})
+	}
+	return list
+}
+
+// Shareable tells whether one loaded program can serve all pods: it keeps nothing in maps of its own.
+func (p *Program) Shareable() bool {
+	for _, m := range p.Maps() {
+		if !m.Shared && m.Spec.Flags&unix.BPF_F_RDONLY_PROG == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// reduced returns a copy of the object's spec with what the program needs.
+func (p *Program) reduced() *ebpf.CollectionSpec {
+	spec := p.Object.spec.Copy()
+	keepMaps, keepPrograms := map[string]bool{}, map[string]bool{}
+	var visit func(program string)
+	visit = func(program string) {
+		prog := spec.Programs[program]
+		if prog == nil || keepPrograms[program] {
+			return
+		}
+		keepPrograms[program] = true
+		for i := range prog.Instructions {
+			name := prog.Instructions[i].Reference()
+			m := spec.Maps[name]
+			if m == nil || keepMaps[name] {
+				continue
+			}
+			keepMaps[name] = true
+			// maps of maps and of programs name what is in them
+			for _, entry := range m.Contents {
+				if inner, ok := entry.Value.(string); ok {
+					keepMaps[inner] = true
+					visit(inner)
+				}
+			}
+		}
+	}
+	visit(p.Function)
+	maps.DeleteFunc(spec.Maps, func(name string, _ *ebpf.MapSpec) bool { return !keepMaps[name] })
+	maps.DeleteFunc(spec.Programs, func(name string, _ *ebpf.ProgramSpec) bool { return !keepPrograms[name] })
+	maps.DeleteFunc(spec.Variables, func(_ string, v *ebpf.VariableSpec) bool { return !keepMaps[v.SectionName] })
+	return spec
+}
+
+// LoadOptions say how a program is loaded.
+type LoadOptions struct {
+	// Frags makes XDP programs multi-buffer ones, or not.
+	Frags bool
+	// Maps that are there already, by name: the shared ones.
+	Maps map[string]*ebpf.Map
+}
+
+// Load loads the program. The maps that it returns are those that it made. Its error names object and
+// program, and holds an *ebpf.VerifierError if it was the verifier that refused.
+func (p *Program) Load(opts LoadOptions) (*ebpf.Program, map[string]*ebpf.Map, error) {
+	spec := p.reduced()
+	for _, m := range spec.Maps {
+		m.Pinning = ebpf.PinNone
+	}
+	for _, prog := range spec.Programs {
+		if prog.Type != ebpf.XDP {
+			continue
+		}
+		// the kernel compares these of who calls and who is called
+		prog.Flags &^= unix.BPF_F_XDP_HAS_FRAGS
+		if opts.Frags {
+			prog.Flags |= unix.BPF_F_XDP_HAS_FRAGS
+		}
+		if prog.Name == p.Function {
+			prog.AttachType = ebpf.AttachXDP
+		}
+	}
+	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: opts.Maps})
+	if err != nil {
+		return nil, nil, fmt.Errorf("loading program %s of %s: %w", p.Function, p.Object.Path, err)
+	}
+	defer collection.Close()
+	own := map[string]*ebpf.Map{}
+	for name := range collection.Maps {
+		if opts.Maps[name] == nil {
+			own[name] = collection.DetachMap(name)
+		}
+	}
+	return collection.DetachProgram(p.Function), own, nil
+}

@@ -239,19 +239,24 @@ func (a *attaching) enterNode(ctx context.Context) (err error) {
 			}
 		}
 		a.composition = compositions[0]
-		if a.meta.has(bpf.DatapathPodFlagPOD_PROGRAMS) {
-			if err := a.node.ensurePrograms(a.spec, shared.XdpFrags != 0); err != nil {
+		judge, calls := a.composition.judge()
+		if calls {
+			if err := a.node.ensurePrograms(a.spec); err != nil {
 				return err
 			}
-			if err := a.enterJudge(a.node, a.spec, a.composition); err != nil {
-				return err
-			}
+			compositions = append(compositions, judge)
 		}
 		programs, err := a.programs(a.node, a.spec, compositions)
 		if err != nil {
 			return err
 		}
 		a.egress, a.ingress = programs[0], programs[1]
+		if calls {
+			defer programs[2].Close()
+			if err := a.node.enterJudge(judge, programs[2]); err != nil {
+				return err
+			}
+		}
 		if a.meta.egressProgram, err = programID(a.egress); err != nil {
 			return err
 		}

@@ -31,8 +31,8 @@ type Program struct {
 
 // Pins of programs of others: directories of an attachment and of the node, and what is in them.
 const (
-	pinPrograms        = "programs" // of an attachment: a directory for each program; of the node: for each shared
-	pinProgram         = "program"  // in such a directory, beside the maps
+	pinPrograms        = "programs"    // of an attachment: a directory for each program; of the node: for each shared
+	pinProgram         = "the-program" // in such a directory, beside the maps: no name of C has a dash
 	pinProgramMaps     = "program_maps"
 	pinProgramsMeta    = bpf.DatapathMapProgramsMeta
 	pinProgramCounters = "program_counters"
@@ -132,15 +132,10 @@ func pickProgram(p Program, mode Mode, objects map[string]*programs.Object) (*po
 }
 
 // ensurePrograms makes and pins the node's maps for programs of others, but for those that are there.
-func (n *node) ensurePrograms(spec *ebpf.CollectionSpec, frags bool) error {
-	for name, names := range programPins {
-		for _, pin := range names {
-			if pin == pinPodProgramsFrags && !frags {
-				continue
-			}
-			if err := n.ensureMap(spec.Maps[name], pin); err != nil {
-				return err
-			}
+func (n *node) ensurePrograms(spec *ebpf.CollectionSpec) error {
+	for pin, mapSpec := range pinSpecs(spec, programPins) {
+		if err := n.ensureMap(mapSpec, pin); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -154,14 +149,16 @@ func (c composition) podProgramsPin() string {
 	return pinPodPrograms
 }
 
-// enterJudge loads the policy that the composition calls, and enters it. The caller holds the node's lock.
-func (d *Datapath) enterJudge(n *node, spec *ebpf.CollectionSpec, c composition) error {
+// judge is the policy that the composition calls for pods with programs of others; false if it calls none.
+func (c composition) judge() (composition, bool) {
+	calls := c.function == bpf.DatapathProgXdpEgressPrograms
 	c.function = bpf.DatapathProgXdpJudge
-	judges, err := d.programs(n, spec, []composition{c})
-	if err != nil {
-		return err
-	}
-	defer judges[0].Close()
+	return c, calls
+}
+
+// enterJudge enters a program of a composition that judge returned where those who call it find it. The caller holds
+// the node's lock.
+func (n *node) enterJudge(c composition, prog *ebpf.Program) error {
 	all, err := n.open(c.podProgramsPin())
 	if err != nil {
 		return err
@@ -171,7 +168,7 @@ func (d *Datapath) enterJudge(n *node, spec *ebpf.CollectionSpec, c composition)
 	if c.redirect {
 		index++
 	}
-	if err := all.Put(index, judges[0]); err != nil {
+	if err := all.Put(index, prog); err != nil {
 		return fmt.Errorf("entering program %s: %w", c.pin(), err)
 	}
 	return nil

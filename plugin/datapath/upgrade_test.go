@@ -70,11 +70,16 @@ func TestUpgradeUnderTraffic(t *testing.T) {
 			tree, programs := r.node.Tree(), r.nodeInfo().Programs
 			before := r.stats()
 			in, out := r.hostFlood(53), r.flood(53)
+			wantPrograms := 2
+			if v.programs {
+				wantPrograms++ // the policy by itself
+			}
 			seen := map[string]bool{}
 			for i := range 4 {
 				release := []string{releaseNext, releaseSame}[i%2]
 				u := r.mustUpgrade(release)
-				if len(u.Attachments) != 1 || u.Attachments[0].Result != datapath.UpgradeDone || len(u.Maps) != 0 || len(u.Programs) != 2 {
+				if len(u.Attachments) != 1 || u.Attachments[0].Result != datapath.UpgradeDone || len(u.Maps) != 0 ||
+					len(u.Programs) != wantPrograms {
 					t.Errorf("upgrade to %s: %+v", release, u)
 				}
 				for j, p := range u.Programs {
@@ -167,7 +172,7 @@ func (r *rig) upgradeSteps() (before, after []string) {
 // either release finds nothing wrong, and the next upgrade, to or back, or DEL, leaves nothing of it.
 func TestUpgradeFailsOrDies(t *testing.T) {
 	for _, v := range variants {
-		if !slices.Contains([]string{"generic", "clsact", "native with redirect", "tcx with redirect"}, v.name) {
+		if !slices.Contains([]string{"generic", "clsact", "native with redirect", "tcx with redirect", "native with redirect and programs"}, v.name) {
 			continue
 		}
 		for _, pick := range [][2]string{{"fails", releaseNext}, {"dies", releaseNext}, {"dies", releaseSame}, {"dies", "DEL"}} {

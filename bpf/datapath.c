@@ -94,11 +94,15 @@ int xdp_egress_programs(struct xdp_md *ctx)
 	if (slot->programs_before)
 		walk->decided = programs_walk(ctx, number, PROGRAM_BEFORE);
 	verdict = program_run(ctx, config_redirect ? PROGRAM_JUDGE_REDIRECT : PROGRAM_JUDGE);
-	if (verdict != VERDICT_PASS || !walk->undecided)
-		return verdict;
-	verdict = programs_walk(ctx, number, PROGRAM_AFTER);
-	core_conclude(number, DIRECTION_EGRESS, verdict, walk->len, 1);
-	return verdict;
+	if (verdict == VERDICT_PASS && walk->undecided) {
+		verdict = programs_walk(ctx, number, PROGRAM_AFTER);
+		core_conclude(number, DIRECTION_EGRESS, verdict, walk->len, 1);
+	}
+	/*
+	 * What veth sends back lies in the pod's ring until somebody polls, unless the pod runs XDP:
+	 * veth_xdp_flush() in drivers/net/veth.c asks for that (6.18), ndo_xdp_xmit() does not.
+	 */
+	return verdict == VERDICT_TX ? bpf_redirect(ctx->ingress_ifindex, 0) : verdict;
 }
 
 /* The policy as xdp_egress_programs() calls it. Returns an XDP action. */

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -88,6 +90,9 @@ func (r *sampleRig) add(t *testing.T, name string) *samplePod {
 	}
 	p.mac, p.host = packets.MAC(mac), packets.MAC(host.Attrs().HardwareAddr)
 	p.hostName, p.hostIndex = host.Attrs().Name, host.Attrs().Index
+	if r.mode == "native" && !nativeTargets() {
+		p.poll(t)
+	}
 	p.received, p.passed = capture(t, p, p.IfName), capture(t, r, p.hostName)
 	return p
 }
@@ -139,24 +144,30 @@ func of(ethernet packets.Ethernet, layers ...packets.Layer) []byte {
 	return packets.Frame(append(all, packets.Payload(sampleMark))...)
 }
 
-// sampleMap opens a map of the rig's pods by its name, of which there must be one.
+// sampleMap opens a map of the rig's pods by its name, of which there must be one, whatever number of pods has it pinned.
 func (r *sampleRig) sampleMap(t *testing.T, name string) *ebpf.Map {
 	t.Helper()
-	var found []string
+	found := map[ebpf.MapID]*ebpf.Map{}
 	for _, path := range r.Tree() {
-		if strings.HasSuffix(path, "/"+name) {
-			found = append(found, path)
+		if !strings.HasSuffix(path, "/"+name) {
+			continue
 		}
+		m, err := ebpf.LoadPinnedMap(path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { m.Close() })
+		info, err := m.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		id, _ := info.ID()
+		found[id] = m
 	}
 	if len(found) != 1 {
 		t.Fatalf("maps of the name %s: %v", name, found)
 	}
-	m, err := ebpf.LoadPinnedMap(found[0], nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { m.Close() })
-	return m
+	return slices.Collect(maps.Values(found))[0]
 }
 
 // put enters a value in a map of the rig's pods; an interface's index means that of the node.

@@ -31,6 +31,7 @@ const struct drop_event *unused_drop_event __attribute__((unused));
 const struct flow *unused_flow __attribute__((unused));
 const struct policy_prefix *unused_policy_prefix __attribute__((unused));
 const enum slot_flag *unused_slot_flag __attribute__((unused));
+const enum slot_number *unused_slot_number __attribute__((unused));
 const enum pod_mode *unused_pod_mode __attribute__((unused));
 const enum pod_flag *unused_pod_flag __attribute__((unused));
 const enum endpoint_flag *unused_endpoint_flag __attribute__((unused));
@@ -91,7 +92,7 @@ int xdp_egress_programs(struct xdp_md *ctx)
 		return XDP_ABORTED;
 	walk->undecided = 0;
 	walk->decided = VERDICT_PASS;
-	if (slot->programs_before)
+	if (slot_programs(slot, SLOT_BEFORE))
 		walk->decided = programs_walk(ctx, number, PROGRAM_BEFORE);
 	verdict = program_run(ctx, config_redirect ? PROGRAM_JUDGE_REDIRECT : PROGRAM_JUDGE);
 	if (verdict == VERDICT_PASS && walk->undecided) {

@@ -357,14 +357,11 @@ type DatapathRuleCounter struct {
 }
 
 type DatapathSlot struct {
-	_              structs.HostLayout
-	Ifindex        uint32
-	Flags          uint32
-	Owner          uint64
-	ProgramsBefore uint8
-	ProgramsAfter  uint8
-	Pad            [6]uint8
-	Self           DatapathEndpoint
+	_       structs.HostLayout
+	Ifindex uint32
+	Flags   uint32
+	Owner   uint64
+	Self    DatapathEndpoint
 }
 
 type DatapathSlotFlag uint32
@@ -374,6 +371,14 @@ const (
 	DatapathSlotFlagSLOT_FILTER   DatapathSlotFlag = 2
 	DatapathSlotFlagSLOT_POLICY   DatapathSlotFlag = 4
 	DatapathSlotFlagSLOT_REDIRECT DatapathSlotFlag = 8
+)
+
+type DatapathSlotNumber uint32
+
+const (
+	DatapathSlotNumberSLOT_BEFORE DatapathSlotNumber = 16
+	DatapathSlotNumberSLOT_AFTER  DatapathSlotNumber = 20
+	DatapathSlotNumberSLOT_BITS   DatapathSlotNumber = 4
 )
 
 type DatapathTable uint32
@@ -517,6 +522,7 @@ const (
 	DatapathVarUnusedProgramOrder = "unused_program_order"
 	DatapathVarUnusedProtocol     = "unused_protocol"
 	DatapathVarUnusedSlotFlag     = "unused_slot_flag"
+	DatapathVarUnusedSlotNumber   = "unused_slot_number"
 	DatapathVarUnusedTable        = "unused_table"
 	DatapathVarUnusedVerdict      = "unused_verdict"
 	DatapathVarUnusedWay          = "unused_way"
@@ -630,6 +636,7 @@ type DatapathVariableSpecs struct {
 	UnusedProgramOrder *ebpf.VariableSpec `ebpf:"unused_program_order"`
 	UnusedProtocol     *ebpf.VariableSpec `ebpf:"unused_protocol"`
 	UnusedSlotFlag     *ebpf.VariableSpec `ebpf:"unused_slot_flag"`
+	UnusedSlotNumber   *ebpf.VariableSpec `ebpf:"unused_slot_number"`
 	UnusedTable        *ebpf.VariableSpec `ebpf:"unused_table"`
 	UnusedVerdict      *ebpf.VariableSpec `ebpf:"unused_verdict"`
 	UnusedWay          *ebpf.VariableSpec `ebpf:"unused_way"`
@@ -743,6 +750,7 @@ type DatapathVariables struct {
 	UnusedProgramOrder *ebpf.Variable `ebpf:"unused_program_order"`
 	UnusedProtocol     *ebpf.Variable `ebpf:"unused_protocol"`
 	UnusedSlotFlag     *ebpf.Variable `ebpf:"unused_slot_flag"`
+	UnusedSlotNumber   *ebpf.Variable `ebpf:"unused_slot_number"`
 	UnusedTable        *ebpf.Variable `ebpf:"unused_table"`
 	UnusedVerdict      *ebpf.Variable `ebpf:"unused_verdict"`
 	UnusedWay          *ebpf.Variable `ebpf:"unused_way"`

@@ -117,7 +117,7 @@ static __always_inline enum verdict core(struct packet *pkt, enum parse_result r
 			verdict = core_redirect(pkt, number, hook, &counted);
 		pkt->direct = verdict == VERDICT_REDIRECT;
 	}
-	if (walk && verdict == VERDICT_PASS && slot->programs_after) {
+	if (walk && verdict == VERDICT_PASS && slot_programs(slot, SLOT_AFTER)) {
 		walk->len = pkt->len;
 		walk->undecided = 1;
 		return VERDICT_PASS;

@@ -21,6 +21,13 @@ enum slot_flag {
 	SLOT_REDIRECT = 1 << 3, /* the pod's packets may go directly, and others' to it */
 };
 
+/* Numbers in the flags of a slot, which is one cache line as it is: from which bit on they stand. */
+enum slot_number {
+	SLOT_BEFORE = 16, /* programs of others that run before our policy */
+	SLOT_AFTER = 20,  /* and on what it lets pass */
+	SLOT_BITS = 4,    /* of each; at most MAX_POD_PROGRAMS */
+};
+
 /*
  * One attachment, as the programs know it. Its number indexes every map of per-pod maps. An array
  * found by the low bits of the ifindex costs 3 ns where a hash costs 42; interface indexes are
@@ -28,11 +35,8 @@ enum slot_flag {
  */
 struct slot {
 	__u32 ifindex;        /* of the host end, host byte order; 0: the slot is free */
-	__u32 flags;          /* enum slot_flag, host byte order */
+	__u32 flags;          /* enum slot_flag and enum slot_number, host byte order */
 	__u64 owner;          /* pod_meta.owner of the attachment that has the slot */
-	__u8 programs_before; /* how many programs of others run before our policy */
-	__u8 programs_after;  /* and on what it lets pass */
-	__u8 pad[6];
 	struct endpoint self; /* with SLOT_REDIRECT: the pod, as others find it */
 };
 
@@ -51,6 +55,12 @@ struct {
 	__type(key, __u32);
 	__type(value, __u32);
 } slot_overflow SEC(".maps");
+
+/* Returns one of the numbers in the flags of a slot. */
+static __always_inline __u32 slot_programs(const struct slot *slot, enum slot_number which)
+{
+	return slot->flags >> which & ((1 << SLOT_BITS) - 1);
+}
 
 /* Sets *number to the slot of the attachment whose host end is ifindex; NULL if there is none. */
 static __always_inline struct slot *pod_slot(__u32 ifindex, __u32 *number)

@@ -156,8 +156,12 @@ __attribute__((noinline)) int programs_walk(struct xdp_md *ctx, __u32 number, __
 
 	if (!slot || !ctx)
 		return VERDICT_ABORTED;
-	place = order == PROGRAM_AFTER ? slot->programs_before : 0;
-	end = order == PROGRAM_AFTER ? place + slot->programs_after : slot->programs_before;
+	place = 0;
+	end = slot_programs(slot, SLOT_BEFORE);
+	if (order == PROGRAM_AFTER) {
+		place = end;
+		end += slot_programs(slot, SLOT_AFTER);
+	}
 	for (int i = 0; i < MAX_POD_PROGRAMS; i++, place++) {
 		struct program_counters *counters;
 		__u64 began = 0;

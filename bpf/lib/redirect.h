@@ -275,7 +275,7 @@ __attribute__((noinline)) int redirect_way(__u32 number)
 	protocol = view->key.protocol;
 	if (!endpoint_pairs(&slot->self, target, protocol))
 		return WAY_MODES;
-	way = slot->programs_after ? WAY_PROGRAMS : redirect_frame(view, &slot->self);
+	way = slot_programs(slot, SLOT_AFTER) ? WAY_PROGRAMS : redirect_frame(view, &slot->self);
 	if (protocol != IPPROTO_TCP)
 		now = clock_now();
 	end = redirect_key(view, slot->self.network);

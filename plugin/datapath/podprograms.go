@@ -198,7 +198,7 @@ func (a *attaching) loadProgramsLocked() error {
 		}
 		defer all.Close()
 	}
-	place, counts := uint32(0), [2]uint8{}
+	place, counts := uint32(0), [2]uint32{}
 	for _, p := range a.programsOfOthers {
 		prog, shared, err := a.loadPodProgram(p)
 		if err != nil {
@@ -231,7 +231,7 @@ func (a *attaching) loadProgramsLocked() error {
 	if err != nil {
 		return err
 	}
-	entry.ProgramsBefore, entry.ProgramsAfter = counts[0], counts[1]
+	entry.Flags |= counts[0]<<bpf.DatapathSlotNumberSLOT_BEFORE | counts[1]<<bpf.DatapathSlotNumberSLOT_AFTER
 	if err := a.node.slots.Put(a.slot, entry); err != nil {
 		return fmt.Errorf("entering the programs of slot %d: %w", a.slot, err)
 	}

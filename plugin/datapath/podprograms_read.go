@@ -108,7 +108,7 @@ func (n *node) checkPrograms(dir string, m *Meta, slot uint32, entry bpf.Datapat
 	if has := m.has(bpf.DatapathPodFlagPOD_PROGRAMS); !has {
 		return nil
 	}
-	if have := int(entry.ProgramsBefore) + int(entry.ProgramsAfter); have != len(list) {
+	if have := slotPrograms(entry); have != len(list) {
 		return fmt.Errorf("%w: it runs %d programs, and was made with %d", ErrCheck, have, len(list))
 	}
 	pin := pinPodPrograms
@@ -146,6 +146,14 @@ func (n *node) checkPrograms(dir string, m *Meta, slot uint32, entry bpf.Datapat
 	}
 	defer counters.Close()
 	return checkEntry(counters, slot, dir, pinProgramCounters)
+}
+
+// slotPrograms returns how many programs of others a slot says that its pod has.
+func slotPrograms(slot bpf.DatapathSlot) int {
+	number := func(from bpf.DatapathSlotNumber) int {
+		return int(slot.Flags >> from & (1<<bpf.DatapathSlotNumberSLOT_BITS - 1))
+	}
+	return number(bpf.DatapathSlotNumberSLOT_BEFORE) + number(bpf.DatapathSlotNumberSLOT_AFTER)
 }
 
 // comparePrograms compares what an attachment was made with and what is asked for now; optional ones may be missing.

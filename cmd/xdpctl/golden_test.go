@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -242,8 +243,11 @@ func TestFilterDocs(t *testing.T) {
 	}
 }
 
+// foreign is what the fields of are not ours: a filter is a network configuration's, and what is in maps the programs'.
+var foreign = []string{"filter", "entries[].key", "entries[].value", "entries[].values[].value"}
+
 // fieldPaths adds the path of each field in value, as "checks[].name". Counters are one thing; so
-// are the fields of an attachment, wherever it stands. A filter is a network configuration's.
+// are the fields of an attachment, wherever it stands.
 func fieldPaths(value any, path string, to map[string]bool) {
 	switch value := value.(type) {
 	case []any:
@@ -261,7 +265,7 @@ func fieldPaths(value any, path string, to map[string]bool) {
 				below = name
 			}
 			to[below] = true
-			if below != "filter" {
+			if !slices.Contains(foreign, below) {
 				fieldPaths(field, below, to)
 			}
 		}

@@ -99,7 +99,7 @@ has the cost of reading the clock in it. The kernel's own statistics know nothin
 			return o.write(report, func(s style) string { return programsTable(&report, s) })
 		},
 	}
-	cmd.AddCommand(newProgramsLoadCommand(o))
+	cmd.AddCommand(newProgramsDumpCommand(o), newProgramsLoadCommand(o))
 	return cmd
 }
 

@@ -63,6 +63,8 @@ func TestGolden(t *testing.T) {
 		{Program: "xdp_blocklist", Map: "blocklist_v4", Family: "ipv4", Prefixes: 98_304, Added: 98_304},
 		{Program: "xdp_blocklist", Map: "blocklist_v6", Family: "ipv6", Prefixes: 1_200, Added: 7, Removed: 3},
 	}}
+	programs := newProgramsReport(list[1].Meta, samplePrograms()[:2], sampleKernel()[:2])
+	byKernel := newProgramsReport(list[1].Meta, samplePrograms(), sampleKernel())
 	version, behind := sampleVersion("v0.1.0", "v0.1.0"), sampleVersion("v0.2.0", "v0.1.0")
 	for _, result := range []struct {
 		name   string
@@ -82,6 +84,8 @@ func TestGolden(t *testing.T) {
 		{"filter-show-none", none, func(s style) string { return filterTable(&none, s, now) }, nil},
 		{"filter-test", tested, func(style) string { return tryText(tested) }, nil},
 		{"filter-apply", applied, func(style) string { return applyText(applied) }, nil},
+		{"programs", programs, func(s style) string { return programsTable(&programs, s) }, []format{formatWide}},
+		{"programs-kernel", byKernel, func(s style) string { return programsTable(&byKernel, s) }, []format{formatWide}},
 		{"programs-load", loaded, func(s style) string { return loadTable(loaded, s) }, nil},
 		{"endpoints", endpoints, func(s style) string { return endpointsText(endpoints, s) }, []format{formatWide}},
 		{"drops", drops, func(s style) string { return dropsText(drops, s, now) }, nil},
@@ -130,10 +134,11 @@ func TestFollowGolden(t *testing.T) {
 	}
 }
 
-// TestHelpGolden has the help of the commands about filters, of those that show them, and of installing.
+// TestHelpGolden has the help of the commands about filters and programs, of those that show them, and of installing.
 func TestHelpGolden(t *testing.T) {
-	for _, command := range []string{"", "stats", "pods", "drops", "endpoints", "trace", "filter", "filter show", "filter apply", "filter test",
-		"install", "upgrade", "uninstall", "attach", "detach", "version"} {
+	for _, command := range []string{"", "stats", "pods", "drops", "endpoints", "trace", "programs", "programs dump",
+		"programs load", "filter", "filter show", "filter apply", "filter test", "install", "upgrade", "uninstall",
+		"attach", "detach", "version"} {
 		status, stdout, stderr := xdpctl(t.Context(), append(strings.Fields(command), "--help")...)
 		if status != 0 || stderr != "" {
 			t.Errorf("%s: status %d, %q", command, status, stderr)
@@ -151,7 +156,7 @@ func TestEmptyIsNoNull(t *testing.T) {
 		newDropsReport(none, nil, &datapath.Stats{}), newFilterReport(none, &inForce{Filter: &conf.Filter{}}, &datapath.Stats{}),
 		applyReport{Warnings: []conf.Warning{}, Pods: []appliedTo{{attachment: newAttachment(none), Changes: diffFilters(&conf.Filter{}, &conf.Filter{})}}},
 		newDoctorReport(&facts{privileges: os.ErrPermission}), newEndpointsReport(&datapath.Endpoints{}, nil, false),
-		newEndpointReport(&datapath.Endpoint{}),
+		newEndpointReport(&datapath.Endpoint{}), newProgramsReport(none, nil, nil),
 	} {
 		text, err := json.Marshal(result)
 		if err != nil {

@@ -47,7 +47,9 @@ func TestGolden(t *testing.T) {
 	plain, watched := later.reports(nil), later.reports(earlier)
 	pods := []podReport{}
 	for i, a := range list {
-		pods = append(pods, newPodReport(a.Meta, []*datapath.PolicyState{nil, samplePolicy(), nil, {Rules: make([]datapath.RuleStats, 1)}}[i]))
+		policies := []*datapath.PolicyState{nil, samplePolicy(), nil, {Rules: make([]datapath.RuleStats, 1)}}
+		programs := [][]datapath.PodProgram{nil, samplePrograms(), nil, samplePrograms()[2:]}
+		pods = append(pods, newPodReport(a.Meta, policies[i], programs[i]))
 	}
 	peers := newPeersReport(list[0].Meta, samplePeers(), 0)
 	collected := newGCReport(true, list[:1])
@@ -151,7 +153,7 @@ func TestHelpGolden(t *testing.T) {
 func TestEmptyIsNoNull(t *testing.T) {
 	none := &datapath.Meta{}
 	for _, result := range []any{
-		(&sample{}).reports(nil), newStatsReport(none, &datapath.Stats{}), newPodReport(none, nil),
+		(&sample{}).reports(nil), newStatsReport(none, &datapath.Stats{}), newPodReport(none, nil, nil),
 		newPeersReport(none, nil, 0), newGCReport(false, nil), newNodeReport(&datapath.NodeInfo{}),
 		newDropsReport(none, nil, &datapath.Stats{}), newFilterReport(none, &inForce{Filter: &conf.Filter{}}, &datapath.Stats{}),
 		applyReport{Warnings: []conf.Warning{}, Pods: []appliedTo{{attachment: newAttachment(none), Changes: diffFilters(&conf.Filter{}, &conf.Filter{})}}},

@@ -49,6 +49,21 @@ type kernelRuns struct {
 	Nanoseconds uint64 `json:"nanoseconds"`
 }
 
+// programPlace is a program of others and where it stands.
+type programPlace struct {
+	Name  string `json:"name"`
+	Order string `json:"order"`
+}
+
+// newProgramPlaces returns an attachment's programs, in the order in which they run.
+func newProgramPlaces(list []datapath.PodProgram) []programPlace {
+	places := []programPlace{} // never null
+	for _, p := range list {
+		places = append(places, programPlace{p.Name, orderOf(p)})
+	}
+	return places
+}
+
 func orderOf(p datapath.PodProgram) string {
 	if p.After {
 		return orderAfter

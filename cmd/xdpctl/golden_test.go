@@ -100,6 +100,9 @@ func TestGolden(t *testing.T) {
 		{"attach", sampleAttach(), func(style) string { return attachText(sampleAttach()) }, nil},
 		{"doctor", newDoctorReport(goodFacts()), func(style) string { return doctorText(newDoctorReport(goodFacts())) }, nil},
 		{"doctor-redirect", newDoctorReport(redirectingFacts()), func(style) string { return doctorText(newDoctorReport(redirectingFacts())) }, nil},
+		{"doctor-programs", newDoctorReport(programmedFacts()), func(style) string {
+			return doctorText(newDoctorReport(programmedFacts()))
+		}, nil},
 		{"doctor-bad", newDoctorReport(badFacts()), func(style) string { return doctorText(newDoctorReport(badFacts())) }, nil},
 	} {
 		for _, as := range append([]format{formatTable, formatJSON}, result.more...) {
@@ -139,7 +142,7 @@ func TestFollowGolden(t *testing.T) {
 // TestHelpGolden has the help of the commands about filters and programs, of those that show them, and of installing.
 func TestHelpGolden(t *testing.T) {
 	for _, command := range []string{"", "stats", "pods", "drops", "endpoints", "trace", "programs", "programs dump",
-		"programs load", "filter", "filter show", "filter apply", "filter test", "install", "upgrade", "uninstall",
+		"programs load", "doctor", "filter", "filter show", "filter apply", "filter test", "install", "upgrade", "uninstall",
 		"attach", "detach", "version"} {
 		status, stdout, stderr := xdpctl(t.Context(), append(strings.Fields(command), "--help")...)
 		if status != 0 || stderr != "" {

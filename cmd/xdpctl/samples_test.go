@@ -92,6 +92,17 @@ func sampleKernel() []*datapath.KernelProgram {
 	}
 }
 
+// programmedFacts are those of a node where pods have programs of others, whose files are as they were.
+func programmedFacts() *facts {
+	f := goodFacts()
+	f.attachments[0].programs, f.attachments[3].programs = samplePrograms()[:1], samplePrograms()
+	f.programs = programFacts{}
+	for _, p := range samplePrograms() {
+		f.programs[p.Object] = objectFacts{digest: p.Digest}
+	}
+	return f
+}
+
 // sampleReadings are counters of the first two attachments.
 func sampleReadings() []reading {
 	busy := &datapath.Stats{
@@ -265,6 +276,11 @@ func badFacts() *facts {
 	f := goodFacts()
 	f.release, f.kernel, f.features = "v0.2.0", "5.15.0", datapath.Features{}
 	f.jitted, f.jitSysctl = false, "0"
+	f.tailCalls = datapath.ErrUnsupported
+	changed, gone := samplePrograms()[0], samplePrograms()[1]
+	f.attachments[2].programs = []datapath.PodProgram{changed, gone}
+	f.attachments[3].programs = []datapath.PodProgram{changed}
+	f.programs = programFacts{changed.Object: {digest: [32]byte{9}}, gone.Object: {err: fs.ErrNotExist}}
 	f.attachments[0].verify = errors.New("pin peers:\nmissing")
 	f.attachments[1].stale = true
 	f.ready = fs.ErrInvalid

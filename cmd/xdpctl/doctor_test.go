@@ -1,10 +1,13 @@
 package main
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -63,6 +66,15 @@ func TestJudge(t *testing.T) {
 			f.attachments[1].filter = oddFilter()
 		}, "filters", statusWarn, `3 of 4 attachments have one
 rule "b" (rules[1]): never decides: rule "a" (rules[0]) comes before it and matches all that it does, of 77bb00000000, demo/client`},
+		{"tail calls", func(*facts) {}, "tail calls", statusOK, "can run programs of others"},
+		{"no tail calls", func(f *facts) { f.tailCalls = broken }, "tail calls", statusWarn, "broken"},
+		{"programs", withPrograms(nil), "programs", statusOK, "4 of others, on 2 of 4 attachments"},
+		{"object changed", withPrograms(func(p programFacts) { p["/etc/cni/xdp/blocklist.bpf.o"] = objectFacts{} }),
+			"programs", statusWarn, "blocklist.bpf.o has changed since block was loaded (now 000000000000), of 77bb00000000, demo/server"},
+		{"object gone", withPrograms(func(p programFacts) { p["/etc/cni/xdp/count.bpf.o"] = objectFacts{err: fs.ErrNotExist} }),
+			"programs", statusWarn, "/etc/cni/xdp/count.bpf.o, which count was loaded from, is not there any more, of demo/server"},
+		{"object unreadable", withPrograms(func(p programFacts) { p["/etc/cni/xdp/count.bpf.o"] = objectFacts{err: broken} }),
+			"programs", statusWarn, "count was loaded from: broken"},
 		{"no leases", func(f *facts) { f.leases = leaseFacts{} }, "leases", statusOK, "no address"},
 		{"leases", func(*facts) {}, "leases", statusOK, "3 in 1 networks"},
 		{"leases unreadable", func(f *facts) { f.leases.err = broken }, "leases", statusFail, "broken"},
@@ -111,10 +123,46 @@ func withRedirect(change func(*redirectFacts)) func(*facts) {
 	}
 }
 
+// withPrograms gives some pods programs of others, and changes what is known of the files.
+func withPrograms(change func(programFacts)) func(*facts) {
+	return func(f *facts) {
+		*f = *programmedFacts()
+		if change != nil {
+			change(f.programs)
+		}
+	}
+}
+
+// TestProbeObjects: of a file that several programs are from, or that is none, is told what it is now.
+func TestProbeObjects(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "object")
+	if err := os.WriteFile(path, []byte("abc"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f := &facts{attachments: []attachmentFacts{{}, {programs: []datapath.PodProgram{
+		{Name: "a", Object: path, Digest: sha256.Sum256([]byte("abc"))}, {Name: "b", Object: path},
+		{Name: "c", Object: path + "x"}, {Name: "d", Object: dir},
+	}}}}
+	f.probeObjects()
+	var have []string
+	for _, p := range f.attachments[1].programs {
+		have = append(have, f.programs[p.Object].oddity(p))
+	}
+	want := []string{
+		"", path + " has changed since b was loaded (now ba7816bf8f01)", // FIPS 180-2, B.1
+		path + "x, which c was loaded from, is not there any more",
+	}
+	if !slices.Equal(have[:3], want) || !strings.Contains(have[3], "no regular file") {
+		t.Errorf("%q", have)
+	}
+}
+
 // TestNoRedirect: of what no pod has, doctor says nothing.
 func TestNoRedirect(t *testing.T) {
+	silent := []string{"redirect", "host firewall", "forward rules", "INVALID", "masquerade", "programs"}
 	for _, c := range judge(goodFacts()) {
-		if slices.Contains([]string{"redirect", "host firewall", "forward rules", "INVALID", "masquerade"}, c.Name) {
+		if slices.Contains(silent, c.Name) {
 			t.Errorf("%+v", c)
 		}
 	}

@@ -29,6 +29,7 @@ type facts struct {
 	featuresErr   error
 	programTypes  error
 	links         error
+	tailCalls     error
 	jitted        bool
 	jitErr        error
 	jitSysctl     string // "" where it is not to be seen, as outside the first network namespace
@@ -46,6 +47,7 @@ type facts struct {
 	abandoned     []string // in staging, for longer than an operation takes
 	leases        leaseFacts
 	redirect      redirectFacts
+	programs      programFacts
 }
 
 type attachmentFacts struct {
@@ -55,6 +57,7 @@ type attachmentFacts struct {
 	seenTwice bool
 	filter    *conf.Filter // nil if there is none
 	filterErr error
+	programs  []datapath.PodProgram
 }
 
 // operationTime is longer than any ADD or DEL is at work.
@@ -73,6 +76,7 @@ func gather(ctx context.Context, d *datapath.Datapath) *facts {
 	f.programTypes = errors.Join(probeProgramType(ebpf.XDP), probeProgramType(ebpf.SchedCLS))
 	f.probeProgram()
 	f.links = datapath.CheckXDPLinks()
+	f.tailCalls = datapath.CheckTailCalls()
 	if value, err := os.ReadFile("/proc/sys/net/core/bpf_jit_enable"); err == nil {
 		f.jitSysctl = strings.TrimSpace(string(value))
 	}
@@ -80,6 +84,7 @@ func gather(ctx context.Context, d *datapath.Datapath) *facts {
 	f.node, f.nodeErr = d.NodeInfo()
 	f.ready = d.Ready(datapath.ReadyOptions{Mode: datapath.ModeGeneric})
 	f.probeAttachments(ctx, d)
+	f.probeObjects()
 	f.leases = probeLeases(d.Root, f.attachments)
 	if f.node != nil && f.node.Here {
 		f.redirect = probeRedirect(d)
@@ -160,6 +165,7 @@ func (f *facts) probeAttachments(ctx context.Context, d *datapath.Datapath) {
 			if isGone(d.Root, a, errors.Join(facts.verify, err)) {
 				continue
 			}
+			facts.programs, _ = d.ReadPrograms(a) // what cannot be read, verify tells
 		}
 		f.attachments = append(f.attachments, facts)
 	}

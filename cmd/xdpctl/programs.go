@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -22,6 +23,7 @@ type podProgram struct {
 	Name     string         `json:"name"`
 	Object   string         `json:"object"`
 	Function string         `json:"function"`
+	Type     string         `json:"type"` // "XDP" or "SchedCLS"
 	Order    string         `json:"order"`
 	Optional bool           `json:"optional"`
 	Shared   bool           `json:"shared"`
@@ -35,20 +37,55 @@ type podProgram struct {
 		Redirect uint64 `json:"redirect"`
 	} `json:"verdicts"`
 	// MeanNanoseconds of the runs that were timed, 0 if none was.
-	MeanNanoseconds uint64   `json:"meanNanoseconds"`
-	TimedRuns       uint64   `json:"timedRuns"`
-	Maps            []string `json:"maps"`
+	MeanNanoseconds uint64 `json:"meanNanoseconds"`
+	TimedRuns       uint64 `json:"timedRuns"`
+	// Kernel is what the kernel counted, nil if it counted nothing.
+	Kernel *kernelRuns `json:"kernel"`
+	Maps   []string    `json:"maps"`
 }
 
-func newProgramsReport(m *datapath.Meta, list []datapath.PodProgram) programsReport {
-	report := programsReport{attachment: newAttachment(m), Programs: []podProgram{}}
+type kernelRuns struct {
+	Runs        uint64 `json:"runs"`
+	Nanoseconds uint64 `json:"nanoseconds"`
+}
+
+// programPlace is a program of others and where it stands.
+type programPlace struct {
+	Name  string `json:"name"`
+	Order string `json:"order"`
+}
+
+// newProgramPlaces returns an attachment's programs, in the order in which they run.
+func newProgramPlaces(list []datapath.PodProgram) []programPlace {
+	places := []programPlace{} // never null
 	for _, p := range list {
+		places = append(places, programPlace{p.Name, orderOf(p)})
+	}
+	return places
+}
+
+func orderOf(p datapath.PodProgram) string {
+	if p.After {
+		return orderAfter
+	}
+	return orderBefore
+}
+
+const (
+	orderBefore = "before"
+	orderAfter  = "after"
+)
+
+// newProgramsReport tells of an attachment's programs, with what the kernel says of each.
+func newProgramsReport(m *datapath.Meta, list []datapath.PodProgram, kernel []*datapath.KernelProgram) programsReport {
+	report := programsReport{attachment: newAttachment(m), Programs: []podProgram{}}
+	for i, p := range list {
 		one := podProgram{
-			Name: p.Name, Object: p.Object, Function: p.Function, Order: "before", Optional: p.Optional, Shared: p.Shared,
-			ID: p.ID, TimedRuns: p.Timed, Maps: []string{},
+			Name: p.Name, Object: p.Object, Function: p.Function, Type: kernel[i].Type.String(), Order: orderOf(p),
+			Optional: p.Optional, Shared: p.Shared, ID: p.ID, TimedRuns: p.Timed, Maps: []string{},
 		}
-		if p.After {
-			one.Order = "after"
+		if k := kernel[i]; k.Runs > 0 {
+			one.Kernel = &kernelRuns{k.Runs, uint64(k.Time.Nanoseconds())}
 		}
 		for _, runs := range p.Runs {
 			one.Runs += runs
@@ -66,16 +103,26 @@ func newProgramsReport(m *datapath.Meta, list []datapath.PodProgram) programsRep
 	return report
 }
 
+const programsHelp = `Show the programs that "programs" of the configuration gave a pod, in the order in which they run.
+
+RUNS are counted by the verdict that they ended with. One run in 64 of each CPU is timed: NS is the mean of
+those, and has the cost of reading the clock in it. Both are of this pod, also of a program that is loaded
+once for all pods (SHARED, in -o wide).
+
+KERNEL is what the kernel itself counts while its BPF statistics are on (sysctl kernel.bpf_stats_enabled=1):
+of a shared program, the runs of all pods. It counts where it enters a program, and so nothing of XDP
+programs, which ours call; of tc programs there are only these numbers.
+
+xdpctl programs dump shows what is in their maps.`
+
 func newProgramsCommand(o *options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "programs POD",
 		Short: "Show the XDP programs of others that run on what a pod sends",
-		Long: `Show the programs that "programs" of the configuration gave a pod, in the order in which they run.
-
-RUNS are counted by the verdict that they ended with. One run in 64 of each CPU is timed: NS is the mean of those, and
-has the cost of reading the clock in it. The kernel's own statistics know nothing of programs that are called so.`,
+		Long:  programsHelp,
 		Example: `  xdpctl programs default/web
   xdpctl programs default/web -o json | jq '.programs[] | {name, runs}'
+  xdpctl programs dump default/web sources
   xdpctl programs load default/web blocklist_v4 blocklist_v6 -f blocklist.txt`,
 		Args:              usageArgs(onePod),
 		ValidArgsFunction: o.completePod,
@@ -86,20 +133,23 @@ has the cost of reading the clock in it. The kernel's own statistics know nothin
 				return err
 			}
 			list, err := d.ReadPrograms(*a)
-			if err != nil {
-				if isGone(d.Root, *a, err) {
-					return fmt.Errorf("%s has just gone", labelOf(*a))
+			kernel := make([]*datapath.KernelProgram, len(list))
+			for i := range list {
+				if err == nil {
+					kernel[i], err = list[i].ReadKernel()
 				}
-				return err
 			}
-			report := newProgramsReport(a.Meta, list)
+			if err != nil {
+				return o.goneError(*a, err)
+			}
+			report := newProgramsReport(a.Meta, list, kernel)
 			if len(list) == 0 && o.format.isTable() {
 				fmt.Fprintf(o.err, "%s has no programs of others.\n", report.label())
 			}
 			return o.write(report, func(s style) string { return programsTable(&report, s) })
 		},
 	}
-	cmd.AddCommand(newProgramsLoadCommand(o))
+	cmd.AddCommand(newProgramsDumpCommand(o), newProgramsLoadCommand(o))
 	return cmd
 }
 
@@ -107,18 +157,52 @@ func programsTable(report *programsReport, s style) string {
 	if len(report.Programs) == 0 {
 		return ""
 	}
+	byKernel := slices.ContainsFunc(report.Programs, func(p podProgram) bool { return p.Kernel != nil })
 	t := table{columns: text("PROGRAM", "ORDER")}
 	t.columns = append(t.columns, number("RUNS", "ALL", "PASS", "DROP", "TX", "REDIRECT", "ABORTED")...)
 	t.columns = append(t.columns, number("", "NS")...)
+	if byKernel {
+		t.columns = append(t.columns, number("KERNEL", "RUNS", "NS")...)
+	}
 	t.columns = append(t.columns, text("MAPS", "OBJECT")...)
+	if s.wide {
+		t.columns = append(t.columns, text("FUNCTION", "TYPE", "ID", "SHARED", "OPTIONAL")...)
+	}
 	for _, p := range report.Programs {
-		mean := ""
-		if p.TimedRuns > 0 {
-			mean = strconv.FormatUint(p.MeanNanoseconds, 10)
+		cells := append([]string{p.Name, p.Order}, p.runs(s)...)
+		if byKernel {
+			cells = append(cells, p.Kernel.cells(s)...)
 		}
-		v := p.Verdicts
-		t.add(p.Name, p.Order, s.packets(p.Runs), s.packets(v.Pass), s.packets(v.Drop), s.packets(v.TX),
-			s.packets(v.Redirect), s.packets(v.Aborted), mean, strings.Join(p.Maps, ","), p.Object)
+		t.add(append(cells, strings.Join(p.Maps, ","), p.Object, p.Function, p.Type, strconv.Itoa(int(p.ID)),
+			yesNo(p.Shared), yesNo(p.Optional))...)
 	}
 	return t.String()
+}
+
+// runs are the cells of what we count, which is nothing of tc programs: they are not called by ours.
+func (p *podProgram) runs(s style) []string {
+	if p.Type == ebpf.SchedCLS.String() {
+		return make([]string, 7)
+	}
+	v := p.Verdicts
+	cells := []string{}
+	for _, runs := range []uint64{p.Runs, v.Pass, v.Drop, v.TX, v.Redirect, v.Aborted} {
+		cells = append(cells, s.packets(runs))
+	}
+	return append(cells, mean(p.MeanNanoseconds, p.TimedRuns))
+}
+
+func (k *kernelRuns) cells(s style) []string {
+	if k == nil {
+		return []string{"", ""}
+	}
+	return []string{s.packets(k.Runs), mean(k.Nanoseconds/k.Runs, k.Runs)}
+}
+
+// mean writes the mean of some runs, "" if there are none.
+func mean(nanoseconds, runs uint64) string {
+	if runs == 0 {
+		return ""
+	}
+	return strconv.FormatUint(nanoseconds, 10)
 }

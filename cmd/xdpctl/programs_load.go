@@ -13,8 +13,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/spf13/cobra"
 
-	"github.com/xdp-cni/xdp-cni/internal/pins"
 	"github.com/xdp-cni/xdp-cni/internal/prefixset"
+	"github.com/xdp-cni/xdp-cni/plugin/datapath"
 )
 
 // loadReport is what programs load did.
@@ -72,7 +72,11 @@ func newProgramsLoadCommand(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			maps, err := openProgramMaps(d.Root, a.ID, args[1:])
+			programs, err := d.ReadPrograms(*a)
+			if err != nil {
+				return o.goneError(*a, err)
+			}
+			maps, err := openProgramMaps(programs, args[1:], nil)
 			defer closeProgramMaps(maps)
 			if err != nil {
 				return fmt.Errorf("%s: %w", longLabel(*a), o.goneError(*a, err))
@@ -112,20 +116,22 @@ type programMap struct {
 	*ebpf.Map
 }
 
+// errAmbiguousMap: several programs of a pod have a map of that name.
+var errAmbiguousMap = errors.New("several programs have a map of that name")
+
 // openProgramMaps opens maps of a pod's programs. The caller closes what is returned, with an error too.
-func openProgramMaps(root pins.Root, id string, names []string) (opened []programMap, err error) {
-	dir := filepath.Join(root.Pod(id), "programs")
-	paths, err := filepath.Glob(filepath.Join(dir, "*", "*"))
-	if err != nil {
-		return nil, err
-	}
+func openProgramMaps(
+	list []datapath.PodProgram, names []string, opts *ebpf.LoadPinOptions,
+) (opened []programMap, err error) {
 	var all []string
-	for _, path := range paths {
-		// no name of C has a dash in it: such is the pin of the program itself
-		if name := filepath.Base(path); !strings.Contains(name, "-") {
-			all = append(all, filepath.Join(filepath.Base(filepath.Dir(path)), name))
+	paths := map[string]string{}
+	for _, p := range list {
+		for _, path := range p.Maps {
+			name := p.Name + "/" + filepath.Base(path)
+			all, paths[name] = append(all, name), path
 		}
 	}
+	slices.Sort(all)
 	for _, name := range slices.Compact(slices.Sorted(slices.Values(names))) {
 		var found []string
 		for _, candidate := range all {
@@ -139,9 +145,9 @@ func openProgramMaps(root pins.Root, id string, names []string) (opened []progra
 		case len(found) == 0:
 			return opened, fmt.Errorf("no map of its programs is named %q; there are %s", name, strings.Join(all, ", "))
 		case len(found) > 1:
-			return opened, fmt.Errorf("map %q is ambiguous; it may be %s", name, strings.Join(found, " or "))
+			return opened, fmt.Errorf("map %q is ambiguous: %w: %s", name, errAmbiguousMap, strings.Join(found, " or "))
 		}
-		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, found[0]), nil)
+		m, err := ebpf.LoadPinnedMap(paths[found[0]], opts)
 		if err != nil {
 			return opened, fmt.Errorf("opening map %s: %w", found[0], err)
 		}
@@ -173,7 +179,8 @@ func loadPrefixes(report *loadReport, maps []programMap, list []netip.Prefix) er
 	}
 	for bits, family := range families {
 		if count[bits] > 0 && !served[bits] {
-			return fmt.Errorf("the list has %d prefixes of %s, and none of the maps takes such: name one that does", count[bits], family.title)
+			return fmt.Errorf("the list has %d prefixes of %s, and none of the maps takes such: name one that does",
+				count[bits], family.title)
 		}
 	}
 	for _, m := range maps {

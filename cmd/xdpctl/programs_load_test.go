@@ -1,21 +1,23 @@
 package main
 
 import (
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
-	"github.com/xdp-cni/xdp-cni/internal/pins"
+	"github.com/xdp-cni/xdp-cni/plugin/datapath"
 	"github.com/xdp-cni/xdp-cni/tests/priv"
 )
 
-// programPins makes a bpffs with the maps of a pod's programs, of the names "program/map" and the sizes of keys given.
-func programPins(t *testing.T, id string, keySizes map[string]uint32) pins.Root {
+// programPins makes a bpffs with the maps of a pod's programs, of the names "program/map".
+func programPins(t *testing.T, specs map[string]*ebpf.MapSpec) (list []datapath.PodProgram) {
 	t.Helper()
 	priv.Root(t)
 	dir := t.TempDir()
@@ -27,17 +29,12 @@ func programPins(t *testing.T, id string, keySizes map[string]uint32) pins.Root 
 			t.Error(err)
 		}
 	})
-	root := pins.NewRoot(filepath.Join(dir, "xdp-cni"))
-	for name, size := range keySizes {
-		path := filepath.Join(root.Pod(id), "programs", name)
+	for _, name := range slices.Sorted(maps.Keys(specs)) {
+		path := filepath.Join(dir, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		spec := &ebpf.MapSpec{Type: ebpf.LPMTrie, KeySize: size, ValueSize: 8, MaxEntries: 4, Flags: unix.BPF_F_NO_PREALLOC}
-		if size < 5 {
-			spec.Type, spec.Flags = ebpf.Hash, 0
-		}
-		m, err := ebpf.NewMap(spec)
+		m, err := ebpf.NewMap(specs[name])
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -45,16 +42,34 @@ func programPins(t *testing.T, id string, keySizes map[string]uint32) pins.Root 
 		if err := m.Pin(path); err != nil {
 			t.Fatal(err)
 		}
+		program := filepath.Dir(name)
+		if len(list) == 0 || list[len(list)-1].Name != program {
+			list = append(list, datapath.PodProgram{Name: program})
+		}
+		last := &list[len(list)-1]
+		last.Maps = append(last.Maps, path)
 	}
-	return root
+	return list
+}
+
+// triesOf are tries with keys of the sizes given, or hash maps where that is too small for one.
+func triesOf(keySizes map[string]uint32) map[string]*ebpf.MapSpec {
+	specs := map[string]*ebpf.MapSpec{}
+	for name, size := range keySizes {
+		spec := &ebpf.MapSpec{Type: ebpf.LPMTrie, KeySize: size, ValueSize: 8, MaxEntries: 4, Flags: unix.BPF_F_NO_PREALLOC}
+		if size < 5 {
+			spec.Type, spec.Flags = ebpf.Hash, 0
+		}
+		specs[name] = spec
+	}
+	return specs
 }
 
 func TestProgramsLoad(t *testing.T) {
-	const id = "a__eth0"
-	root := programPins(t, id, map[string]uint32{"block/v4": 8, "block/v6": 20, "allow/v4": 8, "block/count": 4})
+	programs := programPins(t, triesOf(map[string]uint32{"block/v4": 8, "block/v6": 20, "allow/v4": 8, "block/count": 4}))
 	list := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8::/32")}
 	load := func(list []netip.Prefix, names ...string) (string, error) {
-		maps, err := openProgramMaps(root, id, names)
+		maps, err := openProgramMaps(programs, names, nil)
 		defer closeProgramMaps(maps)
 		if err != nil {
 			return "", err
@@ -67,7 +82,7 @@ func TestProgramsLoad(t *testing.T) {
 		names []string
 		says  string
 	}{
-		{[]string{"v4"}, `"v4" is ambiguous; it may be allow/v4 or block/v4`},
+		{[]string{"v4"}, `"v4" is ambiguous: several programs have a map of that name: allow/v4 or block/v4`},
 		{[]string{"v5"}, `"v5"; there are allow/v4, block/count, block/v4, block/v6`},
 		{[]string{"allow/v6"}, `"allow/v6"; there are`},
 		{[]string{"block/v4"}, "1 prefixes of IPv6"},
@@ -96,7 +111,8 @@ block    v6   ipv6           1      0        0
 	if _, err := load(nil, "allow/v4"); err != nil {
 		t.Errorf("an empty list: %v", err)
 	}
-	if _, err := openProgramMaps(root, "b__eth0", []string{"v4"}); err == nil || !strings.Contains(err.Error(), "no maps of their own") {
+	_, err := openProgramMaps(nil, []string{"v4"}, nil)
+	if err == nil || !strings.Contains(err.Error(), "no maps of their own") {
 		t.Errorf("a pod without programs: %v", err)
 	}
 }

@@ -66,6 +66,43 @@ func sampleAttachments() []datapath.Attachment {
 	return list
 }
 
+// samplePrograms are programs of others: two before the filter, of which one is shared, and one after it.
+func samplePrograms() []datapath.PodProgram {
+	return []datapath.PodProgram{
+		{
+			Name: "block", Function: "xdp_blocklist", Object: "/etc/cni/xdp/blocklist.bpf.o", Digest: [32]byte{1}, ID: 311,
+			Maps: []string{"/x/programs/block/blocklist_v4", "/x/programs/block/blocklist_v6"},
+			Runs: [bpf.DatapathVerdictVERDICTS]uint64{1, 20, 123_456, 3, 4}, Timed: 1929, Time: 173_600 * time.Nanosecond,
+		},
+		{
+			Name: "xdp_pass", Function: "xdp_pass", Object: "/etc/cni/xdp/verdicts.bpf.o", Digest: [32]byte{2}, ID: 312,
+			Optional: true, Shared: true, Runs: [bpf.DatapathVerdictVERDICTS]uint64{bpf.DatapathVerdictVERDICT_PASS: 123_456},
+		},
+		{
+			Name: "count", Function: "tc_count", Object: "/etc/cni/xdp/count.bpf.o", Digest: [32]byte{3}, ID: 313, After: true,
+			Maps: []string{"/x/programs/count/_bss"},
+		},
+	}
+}
+
+// sampleKernel is what the kernel says of them: of tc programs it counts the runs.
+func sampleKernel() []*datapath.KernelProgram {
+	return []*datapath.KernelProgram{
+		{Type: ebpf.XDP}, {Type: ebpf.XDP}, {Type: ebpf.SchedCLS, Runs: 1000, Time: 65 * time.Microsecond},
+	}
+}
+
+// programmedFacts are those of a node where pods have programs of others, whose files are as they were.
+func programmedFacts() *facts {
+	f := goodFacts()
+	f.attachments[0].programs, f.attachments[3].programs = samplePrograms()[:1], samplePrograms()
+	f.programs = programFacts{}
+	for _, p := range samplePrograms() {
+		f.programs[p.Object] = objectFacts{digest: p.Digest}
+	}
+	return f
+}
+
 // sampleReadings are counters of the first two attachments.
 func sampleReadings() []reading {
 	busy := &datapath.Stats{
@@ -239,6 +276,11 @@ func badFacts() *facts {
 	f := goodFacts()
 	f.release, f.kernel, f.features = "v0.2.0", "5.15.0", datapath.Features{}
 	f.jitted, f.jitSysctl = false, "0"
+	f.tailCalls = datapath.ErrUnsupported
+	changed, gone := samplePrograms()[0], samplePrograms()[1]
+	f.attachments[2].programs = []datapath.PodProgram{changed, gone}
+	f.attachments[3].programs = []datapath.PodProgram{changed}
+	f.programs = programFacts{changed.Object: {digest: [32]byte{9}}, gone.Object: {err: fs.ErrNotExist}}
 	f.attachments[0].verify = errors.New("pin peers:\nmissing")
 	f.attachments[1].stale = true
 	f.ready = fs.ErrInvalid

@@ -216,7 +216,9 @@ func (s *sender) way(way *Way, p Packet) error {
 		way.Way = bpf.DatapathWayWAY_MODES
 		return nil
 	}
-	way.Way, way.Routed = frameWay(&s.slot.Self, target, p)
+	if way.Way = bpf.DatapathWayWAY_PROGRAMS; s.slot.ProgramsAfter == 0 {
+		way.Way, way.Routed = frameWay(&s.slot.Self, target, p)
+	}
 	now, err := programTime()
 	if err != nil {
 		return err

@@ -26,7 +26,7 @@ import (
 // packages are those whose tests need root.
 var packages = []string{
 	"tests/integration", "plugin/datapath", "plugin/podend", "plugin/bigtcp", "plugin/policy", "bpf", "bpf/samples", "cmd/xdpctl", "ipam/leases",
-	"internal/prefixset",
+	"internal/prefixset", "internal/btfdump",
 }
 
 // short is what -short runs of them: what meets the kernel most, by each way that a packet or a verb may go, and does not

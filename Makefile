@@ -57,7 +57,7 @@ test-runtimes: build ## the plugins under containerd, podman and cnitool (root; 
 	tests/runtimes/fetch $(RUNTIMES) containerd-1.6 containerd-1.7 containerd-2.1 podman-4.3 systemd-252
 	cd tests/runtimes && XDP_CNI_RUNTIMES=$(abspath $(RUNTIMES)) go test -timeout 60m -count=1 $(GOTESTFLAGS) ./...
 
-bench: build ## measure, and print tables of ratios (root; bounded, about 35 minutes)
+bench: build ## measure, and print tables of ratios (root; bounded, about 40 minutes)
 	go run ./tests/bench
 	go run ./tests/bench/ipam
 

@@ -108,7 +108,8 @@ func (n *node) checkPrograms(dir string, m *Meta, slot uint32, entry bpf.Datapat
 	if has := m.has(bpf.DatapathPodFlagPOD_PROGRAMS); !has {
 		return nil
 	}
-	if have := slotPrograms(entry); have != len(list) {
+	before, after := programCounts(entry)
+	if have := before + after; have != len(list) {
 		return fmt.Errorf("%w: it runs %d programs, and was made with %d", ErrCheck, have, len(list))
 	}
 	pin := pinPodPrograms
@@ -148,12 +149,12 @@ func (n *node) checkPrograms(dir string, m *Meta, slot uint32, entry bpf.Datapat
 	return checkEntry(counters, slot, dir, pinProgramCounters)
 }
 
-// slotPrograms returns how many programs of others a slot says that its pod has.
-func slotPrograms(slot bpf.DatapathSlot) int {
+// programCounts returns how many programs of others a slot's pod runs before the policy and after it.
+func programCounts(slot bpf.DatapathSlot) (before, after int) {
 	number := func(from bpf.DatapathSlotNumber) int {
 		return int(slot.Flags >> from & (1<<bpf.DatapathSlotNumberSLOT_BITS - 1))
 	}
-	return number(bpf.DatapathSlotNumberSLOT_BEFORE) + number(bpf.DatapathSlotNumberSLOT_AFTER)
+	return number(bpf.DatapathSlotNumberSLOT_BEFORE), number(bpf.DatapathSlotNumberSLOT_AFTER)
 }
 
 // comparePrograms compares what an attachment was made with and what is asked for now; optional ones may be missing.

@@ -216,7 +216,8 @@ func (s *sender) way(way *Way, p Packet) error {
 		way.Way = bpf.DatapathWayWAY_MODES
 		return nil
 	}
-	if way.Way = bpf.DatapathWayWAY_PROGRAMS; s.slot.ProgramsAfter == 0 {
+	way.Way = bpf.DatapathWayWAY_PROGRAMS
+	if _, after := programCounts(s.slot); after == 0 {
 		way.Way, way.Routed = frameWay(&s.slot.Self, target, p)
 	}
 	now, err := programTime()

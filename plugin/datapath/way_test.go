@@ -342,10 +342,12 @@ func TestWay(t *testing.T) {
 		}
 		r.change(sender, func(s *bpf.DatapathSlot) {
 			s.Flags |= uint32(bpf.DatapathSlotFlagSLOT_REDIRECT)
-			s.ProgramsBefore, s.ProgramsAfter = uint8(random.IntN(2)), 0
+			before, after := uint32(random.IntN(2)), uint32(0)
 			if some(10) {
-				s.ProgramsAfter = 1
+				after = 1
 			}
+			s.Flags &= 1<<bpf.DatapathSlotNumberSLOT_BEFORE - 1 // those of the trial before
+			s.Flags |= before<<bpf.DatapathSlotNumberSLOT_BEFORE | after<<bpf.DatapathSlotNumberSLOT_AFTER
 		})
 		_, senderSlot := r.slotOf(sender)
 		_, targetSlot := r.slotOf(target)

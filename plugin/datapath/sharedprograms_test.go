@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -84,9 +85,9 @@ func TestProgramsLoadedOnce(t *testing.T) {
 	}
 }
 
-// TestLastProgramRefused: what was loaded before one that cannot be goes again; if that one is optional, the others
-// run.
-func TestLastProgramRefused(t *testing.T) {
+// TestOneProgramRefused: what was loaded before one that cannot be goes again; if that one is optional, the others run
+// as if it were not in the list.
+func TestOneProgramRefused(t *testing.T) {
 	for _, beside := range []bool{false, true} {
 		t.Run(fmt.Sprintf("beside another pod: %v", beside), func(t *testing.T) {
 			r := newRig(t, datapath.ModeGeneric, vethDefault)
@@ -104,25 +105,24 @@ func TestLastProgramRefused(t *testing.T) {
 				}()
 			}
 			before := r.world()
-			for _, after := range []bool{false, true} {
-				refused := datapath.Program{Object: object, Program: "refused", After: after}
-				r.opts.Programs = append([]datapath.Program{refused}, fine...)
-				if !after {
-					r.opts.Programs = append(fine[:2:2], refused)
-				}
+			refused := datapath.Program{Object: object, Program: "refused"}
+			for place := range len(fine) + 1 {
+				r.opts.Programs = slices.Insert(slices.Clone(fine), place, refused)
 				if err := r.attach(r.opts); !errors.Is(err, datapath.ErrProgram) {
 					t.Errorf("attach: %v", err)
 				}
 				r.expectUnchanged(before)
-				for i := range r.opts.Programs {
-					r.opts.Programs[i].Optional = r.opts.Programs[i].Program == "refused"
-				}
+				r.opts.Programs[place].Optional = true
 				r.mustAttach(r.opts)
 				if err := r.check(r.opts); err != nil {
 					t.Error(err)
 				}
 				if list := r.podPrograms(); len(list) != 2 || list[0].Name != "second" || list[1].Name != "first" {
 					t.Errorf("programs %+v", list)
+				}
+				pinned, _ := filepath.Glob(filepath.Join(r.node.BPFFS, "v1", "pods", r.attachment().ID, "programs", "*"))
+				if len(pinned) != 2 {
+					t.Errorf("pinned are %v", pinned)
 				}
 				r.mustDetach(r.opts)
 				r.expectUnchanged(before)

@@ -253,7 +253,7 @@ func (p *Program) Load(opts LoadOptions) (*ebpf.Program, map[string]*ebpf.Map, e
 			prog.AttachType = ebpf.AttachXDP
 		}
 	}
-	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: opts.Maps})
+	collection, err := loadCollection(spec, opts.Maps)
 	if err != nil {
 		return nil, nil, fmt.Errorf("loading program %s of %s: %w", p.Function, p.Object.Path, err)
 	}
@@ -265,4 +265,28 @@ func (p *Program) Load(opts LoadOptions) (*ebpf.Program, map[string]*ebpf.Map, e
 		}
 	}
 	return collection.DetachProgram(p.Function), own, nil
+}
+
+// loadCollection loads a collection. The verifier is first asked why it refuses a program, and only then what it walked
+// before: of a program that it gives up at (E2BIG) that is more than a million lines, which say no more and took 8 to
+// 24 s to make, in which the node's lock is held.
+func loadCollection(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) (*ebpf.Collection, error) {
+	load := func(level ebpf.LogLevel) (*ebpf.Collection, error) {
+		return ebpf.NewCollectionWithOptions(spec.Copy(), ebpf.CollectionOptions{
+			MapReplacements: maps, Programs: ebpf.ProgramOptions{LogLevel: level},
+		})
+	}
+	collection, err := load(ebpf.LogLevelStats)
+	var verifier *ebpf.VerifierError
+	if !errors.As(err, &verifier) {
+		return collection, err
+	}
+	if !errors.Is(err, unix.E2BIG) {
+		return load(ebpf.LogLevelBranch)
+	}
+	// the reason is before what was asked for, and the error is to end with it; what wraps it has its text already
+	verifier.Log = slices.DeleteFunc(verifier.Log, func(line string) bool {
+		return strings.HasPrefix(line, "verification time ") || strings.HasPrefix(line, "stack depth ")
+	})
+	return nil, verifier
 }

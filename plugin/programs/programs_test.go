@@ -402,7 +402,13 @@ func TestLoadErrors(t *testing.T) {
 			}
 			var verifier *ebpf.VerifierError
 			if errors.As(err, &verifier) != test.verifier {
-				t.Errorf("%v: a verifier's error?", err)
+				t.Fatalf("%v: a verifier's error?", err)
+			}
+			switch {
+			case test.program == "unchecked" && !strings.Contains(strings.Join(verifier.Log, "\n"), "*(u8 *)(r1 +0)"):
+				t.Errorf("the log has not the last instruction: %q", verifier.Log)
+			case test.program == "endless" && len(verifier.Log) > 100:
+				t.Errorf("the log has %d lines", len(verifier.Log))
 			}
 		})
 	}

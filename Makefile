@@ -12,7 +12,7 @@ MODULE := github.com/xdp-cni/xdp-cni
 GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X $(MODULE)/internal/release.stamp=xdp-cni-release:$(VERSION):"
 # asm/types.h is where Debian keeps what differs by architecture
 BPF_CFLAGS := -isystem /usr/include/$(shell uname -m)-linux-gnu
-C_FILES := $(wildcard bpf/*.c bpf/lib/*.h bpf/samples/*.c bpf/samples/lib/*.h)
+C_FILES := $(wildcard bpf/*.c bpf/lib/*.h bpf/samples/*.c bpf/samples/lib/*.h plugin/programs/testdata/*.c)
 
 # where test-runtimes keeps what it fetches
 RUNTIMES ?= /var/cache/xdp-cni-runtimes
@@ -24,9 +24,7 @@ help: ## list the targets
 
 generate: ## compile the BPF programs and generate their Go (clang 16 or later, libbpf-dev)
 	BPF2GO_CC=$(CLANG) BPF2GO_STRIP=$(LLVM_STRIP) BPF2GO_CFLAGS="$(BPF_CFLAGS)" go generate ./bpf ./bpf/samples
-	$(CLANG) -target bpfel -O2 -g -Wall -Werror -mcpu=v3 $(BPF_CFLAGS) -fdebug-prefix-map=$(CURDIR)=. \
-		-c plugin/programs/testdata/others.bpf.c -o plugin/programs/testdata/others.bpf.o
-	$(LLVM_STRIP) -g plugin/programs/testdata/others.bpf.o
+	plugin/programs/testdata/compile $(CLANG) $(LLVM_STRIP) $(BPF_CFLAGS)
 
 verify: generate ## check that generated files are up to date, and formats and lints
 	git diff --exit-code -- bpf plugin/programs/testdata || { echo "bpf/: generated files are not up to date: commit what make generate made" >&2; exit 1; }

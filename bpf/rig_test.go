@@ -104,7 +104,9 @@ func withoutFrags(t testing.TB, spec *ebpf.CollectionSpec) {
 	if err := spec.Variables[bpf.DatapathVarConfigXdpFrags].Set(uint8(0)); err != nil {
 		t.Fatal(err)
 	}
-	spec.Programs[bpf.DatapathProgXdpEgress].Flags &^= unix.BPF_F_XDP_HAS_FRAGS
+	for _, prog := range spec.Programs {
+		prog.Flags &^= unix.BPF_F_XDP_HAS_FRAGS
+	}
 }
 
 // withRedirect makes spec what the loader makes of it for pods whose packets may go directly.

@@ -200,6 +200,9 @@ func (a *attaching) loadProgramsLocked() error {
 	}
 	place, counts := uint32(0), [2]uint32{}
 	for _, p := range a.programsOfOthers {
+		if err := a.before("loading program " + p.name); err != nil {
+			return err
+		}
 		prog, shared, err := a.loadPodProgram(p)
 		if err != nil {
 			err = fmt.Errorf("%w: %s: %w", ErrProgram, p, err)
@@ -212,7 +215,9 @@ func (a *attaching) loadProgramsLocked() error {
 			a.Log.Warn("leaving out an optional program", "program", p.String(), "error", err)
 			continue
 		}
-		err = a.enterPodProgram(p, prog, shared, place, all, notes)
+		if err = a.before("entering program " + p.name); err == nil {
+			err = a.enterPodProgram(p, prog, shared, place, all, notes)
+		}
 		_ = prog.Close()
 		if err != nil {
 			return err

@@ -70,7 +70,8 @@ func checkELF(data []byte) error {
 	hasMaps := false
 	for _, s := range f.Sections {
 		if s.Name == "maps" || strings.HasPrefix(s.Name, "maps/") {
-			return fmt.Errorf("its maps are in a legacy section %q, as libbpf before 1.0 had them (struct bpf_map_def): define them in \".maps\"", s.Name)
+			return fmt.Errorf("its maps are in a legacy section %q, as libbpf before 1.0 had them (struct bpf_map_def): "+
+				"define them in \".maps\"", s.Name)
 		}
 		hasMaps = hasMaps || s.Name == ".maps"
 	}
@@ -94,22 +95,15 @@ func (o *Object) Program(want string) (*Program, error) {
 	for name, p := range o.spec.Programs {
 		switch {
 		case name == want:
-			return &Program{o, name, p}, nil
+			return o.program(name)
 		case want == "" || p.SectionName == want:
 			found = append(found, name)
 		}
 	}
 	if len(found) == 1 {
-		return &Program{o, found[0], o.spec.Programs[found[0]]}, nil
+		return o.program(found[0])
 	}
-	var names []string
-	for _, name := range slices.Sorted(maps.Keys(o.spec.Programs)) {
-		names = append(names, fmt.Sprintf("%s (section %s)", name, o.spec.Programs[name].SectionName))
-	}
-	have := "it has no programs"
-	if len(names) > 0 {
-		have = "it has " + strings.Join(names, ", ")
-	}
+	have := "it has " + o.listing()
 	switch {
 	case want == "":
 		return nil, fmt.Errorf("%w: %s: which program is to run must be said: %s", ErrObject, o.Path, have)
@@ -119,8 +113,42 @@ func (o *Object) Program(want string) (*Program, error) {
 	return nil, fmt.Errorf("%w: %s has no program or section %q: %s", ErrObject, o.Path, want, have)
 }
 
-// Type is the program's type, as its section says.
-func (p *Program) Type() ebpf.ProgramType { return p.spec.Type }
+func (o *Object) program(function string) (*Program, error) {
+	p := o.spec.Programs[function]
+	if p.AttachType == ebpf.AttachXDPDevMap || p.AttachType == ebpf.AttachXDPCPUMap {
+		return nil, fmt.Errorf("%w: %s: program %s (section %s) is to be in a DEVMAP or CPUMAP, not at an interface",
+			ErrObject, o.Path, function, p.SectionName)
+	}
+	return &Program{o, function, p}, nil
+}
+
+// maxListed is how many programs of an object an error names.
+const maxListed = 20
+
+// listing names the programs of an object with their sections.
+func (o *Object) listing() string {
+	var names []string
+	for _, name := range slices.Sorted(maps.Keys(o.spec.Programs)) {
+		if len(names) == maxListed {
+			names = append(names, fmt.Sprintf("and %d more", len(o.spec.Programs)-maxListed))
+			break
+		}
+		names = append(names, fmt.Sprintf("%s (section %s)", name, o.spec.Programs[name].SectionName))
+	}
+	if len(names) == 0 {
+		return "no programs"
+	}
+	return strings.Join(names, ", ")
+}
+
+// Type is the program's type, as its section says: XDP where it says none, as with "prog" and others that were for
+// loaders which set the type.
+func (p *Program) Type() ebpf.ProgramType {
+	if p.spec.Type == ebpf.UnspecifiedProgram {
+		return ebpf.XDP
+	}
+	return p.spec.Type
+}
 
 // Map is a map that a program uses.
 type Map struct {
@@ -210,6 +238,9 @@ func (p *Program) Load(opts LoadOptions) (*ebpf.Program, map[string]*ebpf.Map, e
 		m.Pinning = ebpf.PinNone
 	}
 	for _, prog := range spec.Programs {
+		if prog.Type == ebpf.UnspecifiedProgram {
+			prog.Type = p.Type() // as those that it hands on to
+		}
 		if prog.Type != ebpf.XDP {
 			continue
 		}
@@ -222,7 +253,7 @@ func (p *Program) Load(opts LoadOptions) (*ebpf.Program, map[string]*ebpf.Map, e
 			prog.AttachType = ebpf.AttachXDP
 		}
 	}
-	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: opts.Maps})
+	collection, err := loadCollection(spec, opts.Maps)
 	if err != nil {
 		return nil, nil, fmt.Errorf("loading program %s of %s: %w", p.Function, p.Object.Path, err)
 	}
@@ -234,4 +265,28 @@ func (p *Program) Load(opts LoadOptions) (*ebpf.Program, map[string]*ebpf.Map, e
 		}
 	}
 	return collection.DetachProgram(p.Function), own, nil
+}
+
+// loadCollection loads a collection. The verifier is first asked why it refuses a program, and only then what it walked
+// before: of a program that it gives up at (E2BIG) that is more than a million lines, which say no more and took 8 to
+// 24 s to make, in which the node's lock is held.
+func loadCollection(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) (*ebpf.Collection, error) {
+	load := func(level ebpf.LogLevel) (*ebpf.Collection, error) {
+		return ebpf.NewCollectionWithOptions(spec.Copy(), ebpf.CollectionOptions{
+			MapReplacements: maps, Programs: ebpf.ProgramOptions{LogLevel: level},
+		})
+	}
+	collection, err := load(ebpf.LogLevelStats)
+	var verifier *ebpf.VerifierError
+	if !errors.As(err, &verifier) {
+		return collection, err
+	}
+	if !errors.Is(err, unix.E2BIG) {
+		return load(ebpf.LogLevelBranch)
+	}
+	// the reason is before what was asked for, and the error is to end with it; what wraps it has its text already
+	verifier.Log = slices.DeleteFunc(verifier.Log, func(line string) bool {
+		return strings.HasPrefix(line, "verification time ") || strings.HasPrefix(line, "stack depth ")
+	})
+	return nil, verifier
 }

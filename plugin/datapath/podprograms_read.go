@@ -26,6 +26,9 @@ type PodProgram struct {
 	// Shared: one loaded program serves all pods.
 	Shared bool
 	ID     ebpf.ProgramID
+	// TC: a tc program with a link of its own. Of its runs only Timed and Time are known, and they are those of all
+	// pods that share it, while the kernel counts them (sysctl kernel.bpf_stats_enabled).
+	TC bool
 	// Maps are the paths of its maps' pins.
 	Maps []string
 	// Runs by the verdict that they ended with.
@@ -54,10 +57,11 @@ func readPrograms(dir string) ([]PodProgram, error) {
 	}
 	defer notes.Close()
 	counters, err := ebpf.LoadPinnedMap(filepath.Join(dir, pinProgramCounters), &ebpf.LoadPinOptions{ReadOnly: true})
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("opening map %s: %w", pinProgramCounters, err)
 	}
 	defer counters.Close()
+	noCounters := err
 	var list []PodProgram
 	for place := range uint32(MaxPrograms) {
 		var note bpf.DatapathProgramMeta
@@ -71,11 +75,21 @@ func readPrograms(dir string) ([]PodProgram, error) {
 			Name: cString(note.Name[:]), Function: cString(note.Function[:]), Program: cString(note.Wanted[:]),
 			Object: cString(note.Object[:]), Digest: note.Digest,
 			After:    note.Order == uint32(bpf.DatapathProgramOrderPROGRAM_AFTER),
-			Optional: note.Optional != 0, Shared: note.Shared != 0, ID: ebpf.ProgramID(note.Id),
+			Optional: note.Optional != 0, Shared: note.Shared != 0, ID: ebpf.ProgramID(note.Id), TC: note.Tc != 0,
+		}
+		switch {
+		case p.TC:
+			if p.Timed, p.Time, err = kernelRuns(filepath.Join(dir, pinPrograms, p.Name, pinProgram)); err != nil {
+				return nil, err
+			}
+		case noCounters != nil:
+			return nil, fmt.Errorf("opening map %s: %w", pinProgramCounters, noCounters)
 		}
 		var cpus []bpf.DatapathProgramCounters
-		if err := counters.Lookup(place, &cpus); err != nil {
-			return nil, fmt.Errorf("reading map %s: %w", pinProgramCounters, err)
+		if !p.TC {
+			if err := counters.Lookup(place, &cpus); err != nil {
+				return nil, fmt.Errorf("reading map %s: %w", pinProgramCounters, err)
+			}
 		}
 		for _, cpu := range cpus {
 			for verdict, runs := range cpu.Verdicts {
@@ -89,7 +103,7 @@ func readPrograms(dir string) ([]PodProgram, error) {
 			return nil, fmt.Errorf("listing the pins of program %s: %w", p.Name, err)
 		}
 		for _, entry := range entries {
-			if entry.Name() != pinProgram {
+			if entry.Name() != pinProgram && entry.Name() != pinProgramLink {
 				p.Maps = append(p.Maps, filepath.Join(dir, pinPrograms, p.Name, entry.Name()))
 			}
 		}
@@ -110,6 +124,9 @@ func (n *node) checkPrograms(dir string, m *Meta, slot uint32, entry bpf.Datapat
 	}
 	if have := int(entry.ProgramsBefore) + int(entry.ProgramsAfter); have != len(list) {
 		return fmt.Errorf("%w: it runs %d programs, and was made with %d", ErrCheck, have, len(list))
+	}
+	if m.Mode == ModeTCX {
+		return checkTCPrograms(dir, m, list)
 	}
 	pin := pinPodPrograms
 	if shared, err := n.meta(); err != nil {

@@ -44,6 +44,11 @@ func (d *Datapath) Ready(opts ReadyOptions) error {
 	if opts.Programs && opts.Mode != ModeTCX && !probeTailCalls() {
 		return fmt.Errorf("%w: programs of others: the kernel lets no function of a program make tail calls", ErrUnsupported)
 	}
+	if opts.Programs && opts.Mode == ModeTCX {
+		if err := d.needsTCX(); err != nil {
+			return fmt.Errorf("programs of others: %w", err)
+		}
+	}
 	mounted, err := d.Root.Mounted()
 	if err != nil {
 		return err

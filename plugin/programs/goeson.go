@@ -27,8 +27,8 @@ func goesOn(prog asm.Instructions) asm.Instructions {
 		asm.LoadMem(asm.R6, asm.R1, 0, asm.Word).WithSymbol(entryOfTC).WithSource(first.Source()),
 		asm.Call.Label(first.Symbol()),
 		// Kernels before 6.19 believe that a function returns what it does where its tail call fails, and would
-		// remove what other verdicts lead to (e40030a46acf, "bpf: properly verify tail call behavior"). After this
-		// they know nothing of it.
+		// remove what other verdicts lead to (e40030a46acf, "bpf: properly verify tail call behavior"; seen on
+		// 6.12.117, where TC_ACT_OK went past the policy). After this they know nothing of it.
 		asm.Xor.Reg(asm.R0, asm.R6),
 		asm.Xor.Reg(asm.R0, asm.R6),
 		asm.JEq.Imm32(asm.R0, tcxDrop, "end"),

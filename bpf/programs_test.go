@@ -97,7 +97,8 @@ func (r *programsRig) set(t *testing.T, before, after []asm.Instructions) {
 		put(t, r.PodPrograms, index, prog)
 	}
 	put(t, r.Slots, uint32(loopback), bpf.DatapathSlot{
-		Ifindex: loopback, ProgramsBefore: uint8(len(before)), ProgramsAfter: uint8(len(after)),
+		Ifindex: loopback,
+		Flags:   uint32(len(before))<<bpf.DatapathSlotNumberSLOT_BEFORE | uint32(len(after))<<bpf.DatapathSlotNumberSLOT_AFTER,
 	})
 }
 

@@ -25,8 +25,8 @@ func (o Order) String() string { return wordOf(orders, o) }
 
 var orders = []choice[Order]{{"before", OrderBefore}, {"after", OrderAfter}}
 
-// Program is an XDP program that runs on what the pods send, with [ModeGeneric] and [ModeNative];
-// [ModeAuto] is generic with programs.
+// Program is a program that runs on what the pods send: an XDP program with [ModeGeneric] and [ModeNative], a tc
+// program with [ModeTCX]; [ModeAuto] is generic with programs.
 type Program struct {
 	// Object is the absolute path of an ELF object file, as clang makes it.
 	Object string `json:"object"`

@@ -44,7 +44,7 @@ type AttachOptions struct {
 	Redirect *Redirect
 	// BigTCP: needs ModeTCX.
 	BigTCP BigTCP
-	// Programs of others, in order: XDP programs.
+	// Programs of others, in order: XDP programs, in ModeTCX tc programs.
 	Programs []Program
 }
 
@@ -78,6 +78,7 @@ func (d *Datapath) Attach(ctx context.Context, opts AttachOptions) (err error) {
 		{"entering maps", a.enterMaps},
 		{"preparing the interface", a.prepareInterface},
 		{"attaching egress", a.attachEgress},
+		{"attaching programs", a.attachPrograms},
 		{"attaching ingress", a.attachIngress},
 		{"preparing the pod's end", a.preparePodEnd},
 		{"entering the endpoint", a.enterEndpoint},
@@ -171,10 +172,6 @@ func (d *Datapath) newAttaching(opts AttachOptions) (*attaching, error) {
 		return nil, err
 	}
 	if len(a.programsOfOthers) > 0 {
-		if !probeTailCalls() {
-			return nil, fmt.Errorf("%w: %w: the kernel lets no function of a program make tail calls (x86-64: 5.10, arm64: 6.0)",
-				ErrProgram, ErrUnsupported)
-		}
 		a.meta.flags |= bpf.DatapathPodFlagPOD_PROGRAMS
 	}
 	return a, nil
@@ -372,7 +369,7 @@ func (a *attaching) makeMaps(context.Context) (err error) {
 	if a.maps, err = makePodMaps(a.spec, a.dir, a.Peers, a.policy); err != nil {
 		return err
 	}
-	if a.meta.has(bpf.DatapathPodFlagPOD_PROGRAMS) {
+	if a.callsPrograms() {
 		a.maps.programs, err = makePinned(a.spec.Maps[bpf.DatapathMapProgramCountersMap], a.dir, pinProgramCounters)
 	}
 	return err

@@ -97,6 +97,7 @@ func (d *Datapath) removeDir(dir string, locked locker) error {
 	if n != nil && m != nil {
 		wait.Go(func() { mapsErr = n.leaveOwnMaps(m) })
 	}
+	errs = errors.Join(errs, detachPrograms(dir)) // the policy is there to the last
 	for _, h := range hooks(mode) {
 		errs = errors.Join(errs, h.detach(dir, m))
 	}

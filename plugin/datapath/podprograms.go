@@ -75,6 +75,10 @@ func (d *Datapath) pickPrograms(list []Program, mode Mode) ([]podProgram, error)
 	if len(list) > MaxPrograms {
 		return nil, fmt.Errorf("%w: %d are more than %d", ErrProgram, len(list), MaxPrograms)
 	}
+	if len(list) == 0 {
+		return nil, nil
+	}
+	cannot := d.canRunPrograms(mode)
 	var picked []podProgram
 	objects := map[string]*programs.Object{}
 	names := map[string]bool{}
@@ -84,6 +88,9 @@ func (d *Datapath) pickPrograms(list []Program, mode Mode) ([]podProgram, error)
 				continue
 			}
 			one, err := pickProgram(p, mode, objects)
+			if err == nil {
+				err = cannot
+			}
 			if err == nil && names[one.name] {
 				err = fmt.Errorf("another program is known as %q too: give one of them a \"name\"", one.name)
 			}
@@ -100,6 +107,14 @@ func (d *Datapath) pickPrograms(list []Program, mode Mode) ([]podProgram, error)
 		}
 	}
 	return picked, nil
+}
+
+// canRunPrograms returns ErrUnsupported if the kernel cannot run programs of others in a mode.
+func (d *Datapath) canRunPrograms(mode Mode) error {
+	if mode == ModeTCX {
+		return d.needsTCX()
+	}
+	return CheckTailCalls()
 }
 
 func pickProgram(p Program, mode Mode, objects map[string]*programs.Object) (*podProgram, error) {
@@ -123,8 +138,10 @@ func pickProgram(p Program, mode Mode, objects map[string]*programs.Object) (*po
 	switch {
 	case mode == ModeTCX && kind == ebpf.XDP:
 		return nil, fmt.Errorf("%w: %s is an XDP program, and mode tcx has no XDP: use mode generic or native", ErrUnsupported, picked.Function)
-	case mode == ModeTCX:
-		return nil, fmt.Errorf("%w: %s is a program of type %s, which mode tcx does not attach yet", ErrUnsupported, picked.Function, kind)
+	case mode == ModeTCX && kind != ebpf.SchedCLS:
+		return nil, fmt.Errorf("%w: %s is a program of type %s; mode tcx takes tc programs (SchedCLS)", ErrUnsupported, picked.Function, kind)
+	case mode != ModeTCX && kind == ebpf.SchedCLS:
+		return nil, fmt.Errorf("%w: %s is a tc program, and mode %s takes XDP programs: use mode tcx", ErrUnsupported, picked.Function, mode)
 	case mode != ModeTCX && kind != ebpf.XDP:
 		return nil, fmt.Errorf("%w: %s is a program of type %s; mode %s takes XDP programs", ErrUnsupported, picked.Function, kind, mode)
 	}
@@ -229,9 +246,7 @@ func (a *attaching) loadProgramsLocked() error {
 			counts[0]++
 		}
 	}
-	if a.Mode == ModeTCX {
-		return nil
-	}
+	// in mode tcx too: what runs behind the policy must see all that it lets pass, so nothing goes directly
 	entry, err := a.node.slot(a.slot)
 	if err != nil {
 		return err
@@ -313,7 +328,7 @@ func (a *attaching) loadPodProgram(p podProgram) (_ *ebpf.Program, shared bool, 
 		}
 	}
 	shared = p.picked.Shareable()
-	node := filepath.Join(a.node.dir, pinPrograms, fmt.Sprintf("%x-%s%s", p.picked.Object.Digest[:16], p.picked.Function, fragsSuffix(frags)))
+	node := filepath.Join(a.node.dir, pinPrograms, fmt.Sprintf("%x-%s%s", p.picked.Object.Digest[:16], p.picked.Function, fragsSuffix(frags)+a.goesOnSuffix(p)))
 	var prog *ebpf.Program
 	if shared {
 		prog, err = ebpf.LoadPinnedProgram(filepath.Join(node, pinProgram), nil)
@@ -323,7 +338,7 @@ func (a *attaching) loadPodProgram(p podProgram) (_ *ebpf.Program, shared bool, 
 	}
 	if prog == nil {
 		var own map[string]*ebpf.Map
-		if prog, own, err = p.picked.Load(programs.LoadOptions{Frags: frags, Maps: used}); err != nil {
+		if prog, own, err = p.picked.Load(programs.LoadOptions{Frags: frags, GoesOn: a.goesOn(p), Maps: used}); err != nil {
 			return nil, false, err
 		}
 		for name, m := range own {

@@ -26,6 +26,8 @@ type PodProgram struct {
 	// Shared: one loaded program serves all pods.
 	Shared bool
 	ID     ebpf.ProgramID
+	// TC: a tc program with a link of its own, whose runs only the kernel counts: see ReadKernel.
+	TC bool
 	// Maps are the paths of its maps' pins.
 	Maps []string
 	// Runs by the verdict that they ended with.
@@ -53,11 +55,6 @@ func readPrograms(dir string) ([]PodProgram, error) {
 		return nil, fmt.Errorf("opening map %s: %w", pinProgramsMeta, err)
 	}
 	defer notes.Close()
-	counters, err := ebpf.LoadPinnedMap(filepath.Join(dir, pinProgramCounters), &ebpf.LoadPinOptions{ReadOnly: true})
-	if err != nil {
-		return nil, fmt.Errorf("opening map %s: %w", pinProgramCounters, err)
-	}
-	defer counters.Close()
 	var list []PodProgram
 	for place := range uint32(MaxPrograms) {
 		var note bpf.DatapathProgramMeta
@@ -71,31 +68,46 @@ func readPrograms(dir string) ([]PodProgram, error) {
 			Name: cString(note.Name[:]), Function: cString(note.Function[:]), Program: cString(note.Wanted[:]),
 			Object: cString(note.Object[:]), Digest: note.Digest,
 			After:    note.Order == uint32(bpf.DatapathProgramOrderPROGRAM_AFTER),
-			Optional: note.Optional != 0, Shared: note.Shared != 0, ID: ebpf.ProgramID(note.Id),
+			Optional: note.Optional != 0, Shared: note.Shared != 0, ID: ebpf.ProgramID(note.Id), TC: note.Tc != 0,
 		}
-		var cpus []bpf.DatapathProgramCounters
-		if err := counters.Lookup(place, &cpus); err != nil {
-			return nil, fmt.Errorf("reading map %s: %w", pinProgramCounters, err)
-		}
-		for _, cpu := range cpus {
-			for verdict, runs := range cpu.Verdicts {
-				p.Runs[verdict] += runs
+		if !p.TC {
+			if err := p.readRuns(dir, place); err != nil {
+				return nil, err
 			}
-			p.Timed += cpu.Timed
-			p.Time += time.Duration(cpu.Nanoseconds)
 		}
 		entries, err := os.ReadDir(filepath.Join(dir, pinPrograms, p.Name))
 		if err != nil {
 			return nil, fmt.Errorf("listing the pins of program %s: %w", p.Name, err)
 		}
 		for _, entry := range entries {
-			if entry.Name() != pinProgram {
+			if entry.Name() != pinProgram && entry.Name() != pinProgramLink {
 				p.Maps = append(p.Maps, filepath.Join(dir, pinPrograms, p.Name, entry.Name()))
 			}
 		}
 		list = append(list, p)
 	}
 	return list, nil
+}
+
+// readRuns reads what became of the program's runs, by its place among the attachment's.
+func (p *PodProgram) readRuns(dir string, place uint32) error {
+	counters, err := ebpf.LoadPinnedMap(filepath.Join(dir, pinProgramCounters), &ebpf.LoadPinOptions{ReadOnly: true})
+	if err != nil {
+		return fmt.Errorf("opening map %s: %w", pinProgramCounters, err)
+	}
+	defer counters.Close()
+	var cpus []bpf.DatapathProgramCounters
+	if err := counters.Lookup(place, &cpus); err != nil {
+		return fmt.Errorf("reading map %s: %w", pinProgramCounters, err)
+	}
+	for _, cpu := range cpus {
+		for verdict, runs := range cpu.Verdicts {
+			p.Runs[verdict] += runs
+		}
+		p.Timed += cpu.Timed
+		p.Time += time.Duration(cpu.Nanoseconds)
+	}
+	return nil
 }
 
 // checkPrograms checks that the attachment runs the programs that it was made with, and that they are those asked for,
@@ -111,6 +123,9 @@ func (n *node) checkPrograms(dir string, m *Meta, slot uint32, entry bpf.Datapat
 	before, after := programCounts(entry)
 	if have := before + after; have != len(list) {
 		return fmt.Errorf("%w: it runs %d programs, and was made with %d", ErrCheck, have, len(list))
+	}
+	if m.Mode == ModeTCX {
+		return checkTCPrograms(dir, m, list)
 	}
 	pin := pinPodPrograms
 	if shared, err := n.meta(); err != nil {

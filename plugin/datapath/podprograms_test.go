@@ -218,7 +218,7 @@ func TestProgramsOfOthersRefused(t *testing.T) {
 		{"no file", datapath.ModeGeneric, []datapath.Program{{Object: "/nowhere.o"}}, datapath.ErrProgram, "/nowhere.o"},
 		{"no object", datapath.ModeGeneric, []datapath.Program{{Object: "/proc/self/exe"}}, datapath.ErrProgram, "not for BPF"},
 		{"XDP in tcx", datapath.ModeTCX, []datapath.Program{{Object: object, Program: "second"}}, datapath.ErrUnsupported, "mode tcx has no XDP"},
-		{"tc in generic", datapath.ModeGeneric, []datapath.Program{{Object: object, Program: "at_tc"}}, datapath.ErrUnsupported, "takes XDP programs"},
+		{"tc in generic", datapath.ModeGeneric, []datapath.Program{{Object: object, Program: "at_tc"}}, datapath.ErrUnsupported, "takes XDP programs: use mode tcx"},
 		{"the same name", datapath.ModeGeneric, []datapath.Program{{Object: object, Program: "second"}, {Object: object, Program: "second"}}, datapath.ErrProgram, "name"},
 		{"the verifier", datapath.ModeNative, []datapath.Program{{Object: object, Program: "refused"}}, datapath.ErrProgram, "refused"},
 	} {

@@ -41,8 +41,10 @@ func (d *Datapath) Ready(opts ReadyOptions) error {
 			return err
 		}
 	}
-	if opts.Programs && opts.Mode != ModeTCX && !probeTailCalls() {
-		return fmt.Errorf("%w: programs of others: the kernel lets no function of a program make tail calls", ErrUnsupported)
+	if opts.Programs {
+		if err := d.canRunPrograms(opts.Mode); err != nil {
+			return fmt.Errorf("programs of others: %w", err)
+		}
 	}
 	mounted, err := d.Root.Mounted()
 	if err != nil {

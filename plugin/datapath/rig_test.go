@@ -254,6 +254,7 @@ var variants = []variant{
 	{"tcx with redirect", datapath.ModeTCX, nil, true, true, false},
 	{"generic with programs", datapath.ModeGeneric, nil, false, false, true},
 	{"native with redirect and programs", datapath.ModeNative, nil, true, true, true},
+	{"tcx with redirect and programs", datapath.ModeTCX, nil, true, true, true},
 }
 
 func newVariantRig(t *testing.T, v variant, veth tests.VethOptions, options ...tests.NodeOption) *rig {
@@ -269,6 +270,9 @@ func newVariantRig(t *testing.T, v variant, veth tests.VethOptions, options ...t
 	}
 	if v.programs {
 		r.opts.Programs = someProgramsOfOthers(t)
+		if v.mode == datapath.ModeTCX {
+			r.opts.Programs = someTCPrograms(t)
+		}
 	}
 	return r
 }
@@ -278,6 +282,9 @@ func newVariantRig(t *testing.T, v variant, veth tests.VethOptions, options ...t
 func eachVariant(t *testing.T, test func(t *testing.T, r *rig)) {
 	for _, v := range variants {
 		t.Run(v.name, func(t *testing.T) {
+			if v.programs && v.mode == datapath.ModeTCX {
+				needTCX(t)
+			}
 			r := newVariantRig(t, v, tests.VethOptions{Queues: 2})
 			err := r.node.Do(func() error {
 				channels, err := ethtool.GetChannels(r.veth.HostName)

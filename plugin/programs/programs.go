@@ -226,6 +226,8 @@ func (p *Program) reduced() *ebpf.CollectionSpec {
 type LoadOptions struct {
 	// Frags makes XDP programs multi-buffer ones, or not.
 	Frags bool
+	// GoesOn makes a tc program let all go on to the next at its hook that it does not drop or redirect.
+	GoesOn bool
 	// Maps that are there already, by name: the shared ones.
 	Maps map[string]*ebpf.Map
 }
@@ -240,6 +242,14 @@ func (p *Program) Load(opts LoadOptions) (*ebpf.Program, map[string]*ebpf.Map, e
 	for _, prog := range spec.Programs {
 		if prog.Type == ebpf.UnspecifiedProgram {
 			prog.Type = p.Type() // as those that it hands on to
+		}
+		if prog.Type == ebpf.SchedCLS {
+			// Sections say tc, tcx/ingress and more. A link does not ask for it (bpf_prog_attach_check_attach_type()
+			// in kernel/bpf/syscall.c), but a map of programs does.
+			prog.AttachType = ebpf.AttachNone
+			if opts.GoesOn && prog.Name == p.Function {
+				prog.Instructions = goesOn(prog.Instructions)
+			}
 		}
 		if prog.Type != ebpf.XDP {
 			continue

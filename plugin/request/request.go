@@ -93,7 +93,7 @@ func Mode(d *datapath.Datapath, c *conf.Config) (datapath.Mode, error) {
 		return datapath.ModeTCX, nil
 	case conf.ModeAuto:
 		if len(c.Programs) > 0 {
-			return datapath.ModeGeneric, nil // they are XDP programs
+			return datapath.ModeGeneric, nil // they are XDP programs, or the user says tcx
 		}
 		return d.AutoMode()
 	default:

@@ -4,6 +4,7 @@
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
+#include <linux/pkt_cls.h>
 #include <linux/udp.h>
 
 #include <bpf/bpf_endian.h>
@@ -90,4 +91,73 @@ SEC("tc")
 int at_tc(struct __sk_buff *skb)
 {
 	return -1;
+}
+
+/* UDP to port base + n of IPv4 ends with n, up to 8, whatever that means at tc; all else goes on. */
+static __always_inline int tc_by_port(struct __sk_buff *skb, __u16 base)
+{
+	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
+	struct ethhdr *eth = data;
+	struct iphdr *ip = data + sizeof(*eth);
+	struct udphdr *udp = data + sizeof(*eth) + sizeof(*ip);
+	__u16 verdict;
+
+	add(&seen);
+	if ((void *)(udp + 1) > data_end || eth->h_proto != bpf_htons(ETH_P_IP) ||
+	    ip->protocol != IPPROTO_UDP)
+		return TC_ACT_UNSPEC;
+	verdict = bpf_ntohs(udp->dest) - base;
+	if (verdict > TC_ACT_TRAP)
+		return TC_ACT_UNSPEC;
+	if (verdict == TC_ACT_REDIRECT)
+		return bpf_redirect(skb->ifindex, 0);
+	return verdict;
+}
+
+/* Sections as they are found for programs at tc. */
+SEC("tc")
+int tc_first(struct __sk_buff *skb)
+{
+	return tc_by_port(skb, 8000);
+}
+
+SEC("classifier")
+int tc_second(struct __sk_buff *skb)
+{
+	return tc_by_port(skb, 8010);
+}
+
+SEC("tcx/ingress")
+int tc_third(struct __sk_buff *skb)
+{
+	return tc_by_port(skb, 8020);
+}
+
+SEC("tcx/egress")
+int tc_fourth(struct __sk_buff *skb)
+{
+	return tc_by_port(skb, 8030);
+}
+
+SEC("tc")
+int tc_ok(struct __sk_buff *skb)
+{
+	return TC_ACT_OK;
+}
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 1);
+	__uint(key_size, sizeof(__u32));
+	__array(values, int(void *));
+} tails SEC(".maps") = {
+	.values = {(void *)&tc_ok},
+};
+
+/* Passes by what it tail calls, drops if it cannot. */
+SEC("tc")
+int tc_tail(struct __sk_buff *skb)
+{
+	bpf_tail_call(skb, &tails, 0);
+	return TC_ACT_SHOT;
 }

@@ -216,6 +216,11 @@ func (a *attaching) enterNode(ctx context.Context) (err error) {
 	}
 	return a.locked(ctx, func() (err error) {
 		a.undo.Push("pruning the node", func() error { return a.prune(ctx) })
+		if len(a.programsOfOthers) > 0 {
+			a.undo.Push("removing shared programs", func() error {
+				return a.locked(ctx, func() error { return a.withNode(a.pruneShared) })
+			})
+		}
 		if err := a.Root.Prepare(); err != nil {
 			return err
 		}

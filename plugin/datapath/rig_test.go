@@ -259,6 +259,9 @@ var variants = []variant{
 
 func newVariantRig(t *testing.T, v variant, veth tests.VethOptions, options ...tests.NodeOption) *rig {
 	t.Helper()
+	if v.programs && v.mode == datapath.ModeTCX {
+		needTCX(t)
+	}
 	r := newRig(t, v.mode, veth, options...)
 	r.features = v.features
 	if v.filter {
@@ -282,9 +285,6 @@ func newVariantRig(t *testing.T, v variant, veth tests.VethOptions, options ...t
 func eachVariant(t *testing.T, test func(t *testing.T, r *rig)) {
 	for _, v := range variants {
 		t.Run(v.name, func(t *testing.T) {
-			if v.programs && v.mode == datapath.ModeTCX {
-				needTCX(t)
-			}
 			r := newVariantRig(t, v, tests.VethOptions{Queues: 2})
 			err := r.node.Do(func() error {
 				channels, err := ethtool.GetChannels(r.veth.HostName)

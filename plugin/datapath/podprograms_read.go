@@ -198,13 +198,18 @@ func comparePrograms(dir string, wanted []Program) error {
 // pruneShared removes the node's shared programs and maps that no attachment has pinned any more. The caller holds the
 // node's lock, under which they are made and pinned.
 func (d *Datapath) pruneShared(n *node) error {
+	sharedPrograms, _ := filepath.Glob(filepath.Join(n.dir, pinPrograms, "*")) // the patterns are well formed
+	sharedMaps, _ := filepath.Glob(filepath.Join(n.dir, pinProgramMaps, "*"))
+	if len(sharedPrograms)+len(sharedMaps) == 0 {
+		return nil
+	}
 	dirs, err := d.allDirs()
 	if err != nil {
 		return err
 	}
 	programs, maps := map[ebpf.ProgramID]bool{}, map[string]bool{}
 	for _, dir := range dirs {
-		pinned, _ := filepath.Glob(filepath.Join(dir, pinPrograms, "*", "*")) // the pattern is well formed
+		pinned, _ := filepath.Glob(filepath.Join(dir, pinPrograms, "*", "*"))
 		for _, path := range pinned {
 			if filepath.Base(path) != pinProgram {
 				maps[filepath.Base(path)] = true
@@ -218,8 +223,7 @@ func (d *Datapath) pruneShared(n *node) error {
 		}
 	}
 	var errs error
-	shared, _ := filepath.Glob(filepath.Join(n.dir, pinPrograms, "*"))
-	for _, dir := range shared {
+	for _, dir := range sharedPrograms {
 		id, err := pinnedProgramID(filepath.Join(dir, pinProgram))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = errors.Join(errs, err)
@@ -229,8 +233,7 @@ func (d *Datapath) pruneShared(n *node) error {
 			errs = errors.Join(errs, os.RemoveAll(dir))
 		}
 	}
-	shared, _ = filepath.Glob(filepath.Join(n.dir, pinProgramMaps, "*"))
-	for _, path := range shared {
+	for _, path := range sharedMaps {
 		name := filepath.Base(path)
 		if !maps[name] && !maps[strings.TrimSuffix(name, suffixFrags)] {
 			errs = errors.Join(errs, os.Remove(path))

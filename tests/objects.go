@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -162,10 +163,12 @@ func WaitNoNew(ctx context.Context, before Snapshot, timeout time.Duration) erro
 		if err != nil {
 			return err
 		}
-		if !before.Diff(now).Empty() {
-			return errObjectsLeft
+		if before.Diff(now).Empty() {
+			return nil
 		}
-		return nil
+		// cilium/ebpf maps global data into memory, and leaves it to this to unmap it
+		runtime.GC()
+		return errObjectsLeft
 	})
 	if err == nil {
 		return nil

@@ -145,9 +145,9 @@ func pingUntil(t *testing.T, stop <-chan struct{}, from tests.Place, to netip.Ad
 	}
 }
 
-// mayLose is how many of packets sent one after the other may get lost by changes at the tc hooks, of those that they
-// come by: none by tcx links. To add or remove a clsact qdisc the kernel takes the device's queues out of service until
-// the next grace period (dev_deactivate() in qdisc_graft()), which is over before the loss is noticed and the next is sent.
+// mayLose is how many of packets sent one after the other may get lost by changes at tc hooks that they come by: none
+// where those are tcx links. To add or remove a clsact qdisc the kernel takes the device's queues out of service until
+// the next grace period (dev_deactivate() in qdisc_graft()), which is over before the loss is noticed.
 func mayLose(t *testing.T, changes int) int {
 	t.Helper()
 	kernel, err := datapath.ProbeFeatures()
@@ -214,7 +214,8 @@ func TestInstall(t *testing.T) {
 	n.xdpctl(0, append(n.dirs("conf", "bin"), "install", "--mode", "generic")...)
 	n.contains(n.confined(",+net_admin,+sys_admin,+sys_resource", uninstall...), "detached", "restored", "removed")
 	close(stop)
-	if have, most := <-lost, mayLose(t, 6); have > most { // first and second are attached, second is once more, and both go
+	// first and second are attached, second is taken off and attached again, and both go
+	if have, most := <-lost, mayLose(t, 6); have > most {
 		t.Errorf("%d packets were lost, more than %d", have, most)
 	}
 	if text, err := os.ReadFile(file); err != nil || string(text) != list {

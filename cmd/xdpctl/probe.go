@@ -46,15 +46,17 @@ type facts struct {
 	abandoned     []string // in staging, for longer than an operation takes
 	leases        leaseFacts
 	redirect      redirectFacts
+	lru           lruFacts
 }
 
 type attachmentFacts struct {
 	datapath.Attachment
-	stale     bool
-	verify    error
-	seenTwice bool
-	filter    *conf.Filter // nil if there is none
-	filterErr error
+	stale      bool
+	verify     error
+	seenTwice  bool
+	filter     *conf.Filter // nil if there is none
+	filterErr  error
+	capacities datapath.Capacities
 }
 
 // operationTime is longer than any ADD or DEL is at work.
@@ -76,6 +78,7 @@ func gather(ctx context.Context, d *datapath.Datapath) *facts {
 	if value, err := os.ReadFile("/proc/sys/net/core/bpf_jit_enable"); err == nil {
 		f.jitSysctl = strings.TrimSpace(string(value))
 	}
+	f.lru = probeLRU()
 	f.probePins(d)
 	f.node, f.nodeErr = d.NodeInfo()
 	f.ready = d.Ready(datapath.ReadyOptions{Mode: datapath.ModeGeneric})
@@ -152,6 +155,7 @@ func (f *facts) probeAttachments(ctx context.Context, d *datapath.Datapath) {
 		if !facts.stale && (f.node == nil || f.node.Here) {
 			facts.verify = d.Verify(a)
 			facts.seenTwice, _ = d.SeenTwice(a) // what is in its way, verify tells
+			facts.capacities, _ = d.Capacities(a)
 			f, err := readFilter(d, a)
 			if f != nil {
 				facts.filter = f.Filter

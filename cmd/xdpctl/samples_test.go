@@ -212,6 +212,7 @@ func goodFacts() *facts {
 	f := &facts{
 		release: "v0.1.0", kernel: "6.18.0", features: datapath.Features{TCX: true, XDPFrags: true},
 		jitted: true, jitSysctl: "1", root: "/sys/fs/bpf/xdp-cni", rootIsThere: true, mounted: true, node: sampleNode(),
+		lru: lruFacts{fills: true},
 	}
 	f.leases = leaseFacts{networks: 1, leases: 3}
 	for _, a := range sampleAttachments() {
@@ -239,6 +240,8 @@ func badFacts() *facts {
 	f := goodFacts()
 	f.release, f.kernel, f.features = "v0.2.0", "5.15.0", datapath.Features{}
 	f.jitted, f.jitSysctl = false, "0"
+	f.lru = lruFacts{cpus: 64}
+	f.attachments[3].capacities = datapath.Capacities{Flows: 4096, Peers: 1024}
 	f.attachments[0].verify = errors.New("pin peers:\nmissing")
 	f.attachments[1].stale = true
 	f.ready = fs.ErrInvalid

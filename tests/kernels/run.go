@@ -96,7 +96,7 @@ type suite struct {
 
 // runJob runs a package's tests on a kernel and notes what came of them. It is not ok if they failed, whatever way.
 func (s suite) runJob(ctx context.Context, k *kernel, j job) (ok bool, err error) {
-	log, err := os.Create(filepath.Join(s.logs, k.name+"-"+strings.ReplaceAll(j.pkg, "/", "_")+".log"))
+	log, err := os.Create(filepath.Join(s.logs, k.name+"-"+j.base+".log"))
 	if err != nil {
 		return false, err
 	}

@@ -49,7 +49,7 @@ const (
 var wanted = []string{
 	"virtio_pci", "virtio_console", "fuse", "virtiofs", "overlay",
 	"veth", "bridge", "br_netfilter", "dummy", "ifb", "tun", "macvlan", "8021q", "vrf",
-	"sch_ingress", "cls_bpf", "cls_matchall", "cls_u32", "act_bpf", "act_mirred", "sch_fq", "sch_fq_codel", "sch_tbf", "sch_prio",
+	"sch_ingress", "cls_bpf", "cls_matchall", "cls_u32", "act_bpf", "act_mirred", "sch_fq", "sch_fq_codel", "sch_tbf", "sch_htb", "sch_prio",
 	"nf_conntrack", "nf_conntrack_netlink", "nf_nat", "nf_tables", "nfnetlink", "nfnetlink_log", "nft_ct", "nft_nat", "nft_masq",
 	"nft_chain_nat", "nft_compat", "nft_fib_inet", "nft_reject_inet", "nft_redir", "nft_limit", "nft_log", "nft_counter",
 	"nft_objref", "nf_flow_table", "nf_flow_table_inet", "nf_flow_table_ipv4", "nf_flow_table_ipv6", "nft_flow_offload",

@@ -63,9 +63,8 @@ func (r *rig) flood(port uint16) *flood {
 	return f
 }
 
-// podDropped is how many packets the pod's end could not hand over. What is in front of the host end's program, the ring
-// of mode native or the backlog, fills where softirqs wait for their thread (below 6.5) on a slow machine; and then the
-// queue does, that a pod with redirect has.
+// podDropped is how many packets the pod's end could not hand over. On a slow machine the ring (mode native) or the backlog
+// that is in front of the host end's program gets full, and then the queue that a pod with redirect has.
 func (r *rig) podDropped() (packets uint64) {
 	r.t.Helper()
 	err := r.pod.Do(func() error {

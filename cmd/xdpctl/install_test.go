@@ -136,7 +136,7 @@ func pingUntil(t *testing.T, stop <-chan struct{}, from tests.Place, to netip.Ad
 		default:
 		}
 		// what is not there after this time is lost, not late, also where the processor is emulated
-		got, err := tests.PingCount(t.Context(), from, to, 1, 5*time.Second)
+		got, err := tests.PingCount(t.Context(), from, to, 1, tests.Patience(time.Second))
 		if err != nil {
 			t.Error(err)
 			return lost

@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 }
 
 // settle is how long the kernel may take to free what nobody refers to any more.
-const settle = 10 * time.Second
+var settle = tests.Patience(10 * time.Second)
 
 // rig is a node with a pod whose veth no plugin made.
 type rig struct {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net/netip"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -37,7 +36,7 @@ func TestPagedHeaders(t *testing.T) {
 			if err := tests.SendPaged(pod, pod.IfName, frame, linear, nil); err != nil {
 				t.Fatal(err)
 			}
-			got, err := capture.Next(t.Context(), 5*time.Second)
+			got, err := capture.Next(t.Context(), patience)
 			if err != nil {
 				t.Fatal(err)
 			}

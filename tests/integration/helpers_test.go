@@ -53,7 +53,7 @@ func dropCapabilities(cmd *exec.Cmd) {
 // waitGone waits until the host end of a closed pod is gone: a namespace is taken down by a worker.
 func waitGone(t *testing.T, n *tests.Node, pod *tests.Pod) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		if attached, err := staleAttachments(t, n); err == nil && attached > 0 {
 			return
 		}

@@ -26,6 +26,11 @@ func TestPaths(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Attr("clock", either(kernel.CoarseClock, "coarse", "exact"))
+	fills, err := datapath.ProbeLRUFills() // of which xdpctl doctor warns
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Attr("lru", either(fills, "filled", "not filled"))
 	for _, path := range []struct {
 		attribute string
 		find      func(t *testing.T, n *tests.Node, kernel datapath.Features) string

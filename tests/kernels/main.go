@@ -45,6 +45,7 @@ var short = map[string][]string{
 		"^(TestVerifier|TestObjects|TestEthernet|TestIPv4|TestIPv6|TestTransport)$",
 		"^(TestRuleCounters|TestDropEvents|TestRedirectBegins|TestRedirectTargetFilter|TestRedirectTranslated)$",
 	},
+	"cmd/xdpctl":  {"^TestInstall$"},
 	"ipam/leases": {"^(TestAllocate|TestCollect|TestGrows|TestLostPins)$"},
 }
 

@@ -60,13 +60,20 @@ func haveFrags(t testing.TB) bool {
 	return f.XDPFrags
 }
 
-// needFrags skips a test that is of multi-buffer XDP.
-func needFrags(t testing.TB) {
+// needFrags is for tests of multi-buffer XDP. Without it is not ok, and the kernel is held to that: what the loader does
+// without for its sake does not load.
+func needFrags(t testing.TB) (ok bool) {
 	t.Helper()
 	priv.Root(t)
-	if !haveFrags(t) {
-		t.Skip("the kernel has no multi-buffer XDP (5.17 and older)")
+	if haveFrags(t) {
+		return true
 	}
+	collection, err := ebpf.NewCollection(loadSpec(t, true))
+	if err == nil {
+		collection.Close()
+		t.Error("programs with multi-buffer XDP load, which the kernel was said not to have")
+	}
+	return false
 }
 
 // newRig loads the objects, as the loader does for this kernel; without frags as for one below 5.18.

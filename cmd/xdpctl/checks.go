@@ -40,7 +40,7 @@ func judge(f *facts) []check {
 		return checks // all else would fail for this reason
 	}
 	checks = append(checks, f.checkProgramTypes(), f.checkLinks(), f.checkTCX(), f.checkFrags(),
-		f.checkTailCalls(), f.checkJIT(), f.checkBPFFS(), f.checkLayout(), f.checkNode(), f.checkReady())
+		f.checkTailCalls(), f.checkJIT(), f.checkLRU(), f.checkBPFFS(), f.checkLayout(), f.checkNode(), f.checkReady())
 	checks = append(checks, f.checkAttachments()...)
 	checks = append(checks, f.checkFilters())
 	checks = append(checks, f.checkPrograms()...)

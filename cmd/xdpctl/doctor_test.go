@@ -37,6 +37,17 @@ func TestJudge(t *testing.T) {
 		{"JIT debugs", func(f *facts) { f.jitSysctl = "2" }, "JIT", statusWarn, "kernel log"},
 		{"JIT unknown", func(f *facts) { f.jitErr = broken }, "JIT", statusWarn, "cannot tell"},
 		{"JIT in a namespace", func(f *facts) { f.jitSysctl = "" }, "JIT", statusOK, "on"},
+		{"LRU maps", func(f *facts) { f.attachments[3].capacities.Flows = 256 }, "LRU maps", statusOK, "filled"},
+		{"LRU maps unknown", withCPUs(2, func(f *facts) { f.lru.err = broken }), "LRU maps", statusWarn, "cannot tell: broken"},
+		{"LRU maps large enough", withCPUs(16, func(f *facts) {
+			f.attachments[3].capacities = datapath.Capacities{Flows: 4096, Peers: 4096}
+		}), "LRU maps", statusOK, "less than 4096, 256 for each of 16 CPUs"},
+		{"LRU maps for flows", withCPUs(17, func(f *facts) {
+			f.attachments[3].capacities.Flows, f.attachments[2].capacities.Flows = 4096, 4352
+		}), "LRU maps", statusWarn, "\nmaxFlows of filter: 4096 of demo/serverset them to 4352, 256 for each of 17 CPUs, or more"},
+		{"LRU map for peers", withCPUs(2, func(f *facts) { f.attachments[3].capacities.Peers = 511 }),
+			"LRU maps", statusWarn, "\nstats.peers: 511 of demo/serverset them to 512,"},
+		{"LRU map of redirect", withCPUs(65, withRedirect(nil)), "LRU maps", statusWarn, "\nmaxFlows of redirect: 16384 of the nodeset them to 16640,"},
 		{"bpffs of the host", func(f *facts) { f.mounted, f.rootIsThere = false, false }, "bpffs", statusWarn, "first ADD"},
 		{"bpffs not there", func(f *facts) { f.mounted = false }, "bpffs", statusFail, "mount -t bpf"},
 		{"bpffs unknown", func(f *facts) { f.mounted, f.rootIsThere, f.mountable = false, false, broken }, "bpffs", statusFail, "broken"},
@@ -129,6 +140,27 @@ func withPrograms(change func(programFacts)) func(*facts) {
 		*f = *programmedFacts()
 		if change != nil {
 			change(f.programs)
+		}
+	}
+}
+
+// withCPUs is a kernel that does not fill LRU maps, and changes what else is known.
+func withCPUs(n int, change func(*facts)) func(*facts) {
+	return func(f *facts) {
+		f.lru = lruFacts{cpus: n}
+		change(f)
+	}
+}
+
+func TestCountCPUs(t *testing.T) {
+	for list, want := range map[string]int{"0\n": 1, "0-3\n": 4, "0-3,8,10-11\n": 7} {
+		if have, err := countCPUs(list); err != nil || have != want {
+			t.Errorf("%q: %d, %v, want %d", list, have, err, want)
+		}
+	}
+	for _, list := range []string{"", "x", "0-", "1,,2"} {
+		if have, err := countCPUs(list); err == nil {
+			t.Errorf("%q: %d, want an error", list, have)
 		}
 	}
 }

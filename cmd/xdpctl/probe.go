@@ -48,16 +48,18 @@ type facts struct {
 	leases        leaseFacts
 	redirect      redirectFacts
 	programs      programFacts
+	lru           lruFacts
 }
 
 type attachmentFacts struct {
 	datapath.Attachment
-	stale     bool
-	verify    error
-	seenTwice bool
-	filter    *conf.Filter // nil if there is none
-	filterErr error
-	programs  []datapath.PodProgram
+	stale      bool
+	verify     error
+	seenTwice  bool
+	filter     *conf.Filter // nil if there is none
+	filterErr  error
+	programs   []datapath.PodProgram
+	capacities datapath.Capacities
 }
 
 // operationTime is longer than any ADD or DEL is at work.
@@ -80,6 +82,7 @@ func gather(ctx context.Context, d *datapath.Datapath) *facts {
 	if value, err := os.ReadFile("/proc/sys/net/core/bpf_jit_enable"); err == nil {
 		f.jitSysctl = strings.TrimSpace(string(value))
 	}
+	f.lru = probeLRU()
 	f.probePins(d)
 	f.node, f.nodeErr = d.NodeInfo()
 	f.ready = d.Ready(datapath.ReadyOptions{Mode: datapath.ModeGeneric})
@@ -157,6 +160,7 @@ func (f *facts) probeAttachments(ctx context.Context, d *datapath.Datapath) {
 		if !facts.stale && (f.node == nil || f.node.Here) {
 			facts.verify = d.Verify(a)
 			facts.seenTwice, _ = d.SeenTwice(a) // what is in its way, verify tells
+			facts.capacities, _ = d.Capacities(a)
 			f, err := readFilter(d, a)
 			if f != nil {
 				facts.filter = f.Filter

@@ -249,6 +249,7 @@ func goodFacts() *facts {
 	f := &facts{
 		release: "v0.1.0", kernel: "6.18.0", features: datapath.Features{TCX: true, XDPFrags: true},
 		jitted: true, jitSysctl: "1", root: "/sys/fs/bpf/xdp-cni", rootIsThere: true, mounted: true, node: sampleNode(),
+		lru: lruFacts{fills: true},
 	}
 	f.leases = leaseFacts{networks: 1, leases: 3}
 	for _, a := range sampleAttachments() {
@@ -281,6 +282,8 @@ func badFacts() *facts {
 	f.attachments[2].programs = []datapath.PodProgram{changed, gone}
 	f.attachments[3].programs = []datapath.PodProgram{changed}
 	f.programs = programFacts{changed.Object: {digest: [32]byte{9}}, gone.Object: {err: fs.ErrNotExist}}
+	f.lru = lruFacts{cpus: 64}
+	f.attachments[3].capacities = datapath.Capacities{Flows: 4096, Peers: 1024}
 	f.attachments[0].verify = errors.New("pin peers:\nmissing")
 	f.attachments[1].stale = true
 	f.ready = fs.ErrInvalid

@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 }
 
 // settle is how long the kernel may take to free what nobody refers to any more.
-const settle = 10 * time.Second
+var settle = tests.Patience(10 * time.Second)
 
 // rig is a node with a pod whose veth no plugin made.
 type rig struct {
@@ -52,8 +52,9 @@ type rig struct {
 	features *datapath.Features
 	// release whose plugin is run; "": this one
 	release string
-	// redirect of pods to come
+	// redirect of pods to come, and what makes those fit where it takes a program
 	redirect *datapath.Redirect
+	passAll  *ebpf.Program
 	pods     byte
 }
 
@@ -73,6 +74,9 @@ func (r *rig) newPod(name string, mode datapath.Mode, options tests.VethOptions)
 	veth, err := tests.MakeVeth(r.t.Context(), r.node, pod, options)
 	if err != nil {
 		r.t.Fatal(err)
+	}
+	if r.redirect != nil {
+		r.makeFit(pod, mode)
 	}
 	return pod, veth, datapath.AttachOptions{
 		ContainerID: pod.ContainerID, IfName: pod.IfName, Netns: pod.NetNS(), Network: "net",
@@ -268,8 +272,7 @@ func newVariantRig(t *testing.T, v variant, veth tests.VethOptions, options ...t
 		r.opts.Policy = mustPolicy(t, someFilter)
 	}
 	if v.redirect {
-		r.redirect = someRedirect
-		r.opts.Redirect = someRedirect
+		r.withRedirect(someRedirect)
 	}
 	if v.programs {
 		r.opts.Programs = someProgramsOfOthers(t)

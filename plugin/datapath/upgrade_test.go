@@ -23,7 +23,7 @@ import (
 )
 
 // expectCounted expects every packet of floods from and to the pod, which have ended, to be counted once.
-func (r *rig) expectCounted(before *datapath.Stats, egress, ingress uint64) {
+func (r *rig) expectCounted(before *datapath.Stats, out, in *flood) {
 	r.t.Helper()
 	sum := func(now, then datapath.DirectionStats) (packets uint64) {
 		for i := range now.Verdicts {
@@ -35,11 +35,12 @@ func (r *rig) expectCounted(before *datapath.Stats, egress, ingress uint64) {
 	for {
 		now := r.stats()
 		sent, got := sum(now.Egress, before.Egress), sum(now.Ingress, before.Ingress)
+		egress, ingress := out.came(), in.came()
 		if sent == egress && got == ingress {
 			return
 		}
 		if time.Now().After(deadline) {
-			r.t.Errorf("counted %d packets from the pod and %d to it, which were %d and %d", sent, got, egress, ingress)
+			r.t.Errorf("counted %d packets from the pod and %d to it, which were %d of %d and %d", sent, got, egress, out.sent.Load(), ingress)
 			return
 		}
 		time.Sleep(10 * time.Millisecond)

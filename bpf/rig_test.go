@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -12,7 +11,6 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
 	"github.com/xdp-cni/xdp-cni/bpf"
@@ -38,14 +36,7 @@ type rig struct {
 	spec *ebpf.CollectionSpec
 }
 
-func TestMain(m *testing.M) {
-	// below kernel 5.11 the objects are too large for the limit; without root nothing is loaded
-	if err := rlimit.RemoveMemlock(); err != nil && os.Geteuid() == 0 {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	tests.Main(m)
-}
+func TestMain(m *testing.M) { tests.Main(m) }
 
 // kernel is what the kernel has: nothing else loads than what the loader makes for it.
 var kernel = sync.OnceValues(datapath.ProbeFeatures)

@@ -3,12 +3,10 @@ package samples
 import (
 	"bytes"
 	"fmt"
-	"os"
 	"sync"
 	"testing"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
@@ -26,14 +24,7 @@ const (
 	xdpRedirect
 )
 
-func TestMain(m *testing.M) {
-	// below kernel 5.11 maps count to the limit; without root nothing is loaded
-	if err := rlimit.RemoveMemlock(); err != nil && os.Geteuid() == 0 {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	tests.Main(m)
-}
+func TestMain(m *testing.M) { tests.Main(m) }
 
 // samples are all there are.
 var samples = map[string]func() (*ebpf.CollectionSpec, error){

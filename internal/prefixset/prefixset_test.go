@@ -3,28 +3,18 @@ package prefixset
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/rlimit"
 
 	"github.com/xdp-cni/xdp-cni/tests"
 	"github.com/xdp-cni/xdp-cni/tests/priv"
 )
 
-func TestMain(m *testing.M) {
-	// below kernel 5.11 maps count to the limit; without root none are made
-	if err := rlimit.RemoveMemlock(); err != nil && os.Geteuid() == 0 {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	tests.Main(m)
-}
+func TestMain(m *testing.M) { tests.Main(m) }
 
 func TestParse(t *testing.T) {
 	got, err := Parse(strings.NewReader(`

@@ -3,7 +3,6 @@ package datapath_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -15,7 +14,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/rlimit"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -29,11 +27,6 @@ import (
 func TestMain(m *testing.M) {
 	if step := os.Getenv(envKillStep); step != "" {
 		runAndDie(step)
-	}
-	// below kernel 5.11 the programs of the tests would not load; TestMemlock is without
-	if err := rlimit.RemoveMemlock(); err != nil && os.Geteuid() == 0 {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
 	}
 	tests.Main(m)
 }

@@ -91,7 +91,7 @@ func (r *sampleRig) add(t *testing.T, name string) *samplePod {
 	p.mac, p.host = packets.MAC(mac), packets.MAC(host.Attrs().HardwareAddr)
 	p.hostName, p.hostIndex = host.Attrs().Name, host.Attrs().Index
 	if r.mode == "native" && !nativeTargets() {
-		p.poll(t)
+		takesFrames(t, p.Pod, true)
 	}
 	p.received, p.passed = capture(t, p, p.IfName), capture(t, r, p.hostName)
 	return p

@@ -2,7 +2,6 @@ package integration
 
 import (
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -10,9 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/xdp-cni/xdp-cni/bpf/samples"
@@ -49,32 +45,6 @@ func TestSampleSources(t *testing.T) {
 			}
 		}
 	})
-}
-
-// poll has the pod run an XDP program that passes all: without one its end takes no XDP frames on kernels before 5.13.
-func (p *samplePod) poll(t *testing.T) {
-	t.Helper()
-	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Type: ebpf.XDP, License: "GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 2), asm.Return()}, // XDP_PASS
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer prog.Close()
-	err = p.Do(func() error {
-		i, err := net.InterfaceByName(p.IfName)
-		if err != nil {
-			return err
-		}
-		l, err := link.AttachXDP(link.XDPOptions{Program: prog, Interface: i.Index, Flags: link.XDPDriverMode})
-		if err == nil {
-			t.Cleanup(func() { l.Close() })
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
 }
 
 func TestSampleEcho(t *testing.T) {

@@ -72,7 +72,7 @@ func TestUpgradeUnderTraffic(t *testing.T) {
 			before := r.stats()
 			in, out := r.hostFlood(53), r.flood(53)
 			wantPrograms := 2
-			if v.programs {
+			if v.programs && v.mode != datapath.ModeTCX {
 				wantPrograms++ // the policy by itself
 			}
 			seen := map[string]bool{}
@@ -557,6 +557,7 @@ func TestADDAcrossReleases(t *testing.T) {
 		r.release = releaseSame
 		world := r.world()
 		_, _, resident := r.newPod("resident", r.opts.Mode, vethDefault)
+		resident.Programs = r.opts.Programs
 		r.mustAttach(resident)
 		programs := r.nodeInfo().Programs
 		r.as(releaseNext, func() {

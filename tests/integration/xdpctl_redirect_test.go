@@ -55,7 +55,12 @@ func TestTrace(t *testing.T) {
 	for _, shape := range shapes {
 		for _, mode := range modes[:3] {
 			t.Run(shape.name+" "+mode, func(t *testing.T) {
-				r := startRedirected(t, shape.conf, tests.Conf{"mode": mode, "redirect": true})
+				var r *redirected
+				if mode == "native" {
+					r, _ = startNative(t, shape.conf)
+				} else {
+					r = startRedirected(t, shape.conf, tests.Conf{"mode": mode, "redirect": true})
+				}
 				directly := map[string]string{"bridge": "bridged", "ptp": "routed"}[shape.name]
 				for _, server := range []netip.Addr{r.server.IPv4(), r.server.IPv6()} {
 					client := r.client.IPv4()

@@ -25,8 +25,8 @@ import (
 
 // packages are those whose tests need root.
 var packages = []string{
-	"tests/integration", "plugin/datapath", "plugin/podend", "plugin/bigtcp", "plugin/policy", "bpf", "bpf/samples", "cmd/xdpctl", "ipam/leases",
-	"internal/prefixset", "internal/btfdump",
+	"tests/integration", "plugin/datapath", "plugin/podend", "plugin/bigtcp", "plugin/policy", "plugin/programs", "bpf",
+	"bpf/samples", "cmd/xdpctl", "ipam/leases", "internal/prefixset", "internal/btfdump",
 }
 
 // short is what -short runs of them: what meets the kernel most, by each way that a packet or a verb may go, and does not
@@ -35,18 +35,22 @@ var short = map[string][]string{
 	"tests/integration": {
 		"^TestPaths$", "^TestExactCounts$/^(generic_bridge|native_ptp|tcx_ptp)$", "^TestRedirect$/^ptp_",
 		"^TestFilterThroughChain$/^(generic|native|tcx)$", "^TestLeasesOfPods$/^bridge_1.1.0$",
+		"^(TestProgramsOrder|TestSampleEcho)$/^(generic|native)$",
 	},
 	"plugin/datapath": {
 		"^(TestAttachIsWhole|TestCheckClsact|TestNativeLimits|TestForeignXDPStays|TestForeignFilterStays|TestIngressQdisc|TestMemlock)$",
 		"^(TestPolicyBeforeHook|TestReplacePolicy|TestMixedNode|TestShapes)$",
+		"^TestProgramsOfOthers$/^(generic|native)$",
 	},
-	"plugin/podend": {"^"},
+	"plugin/podend":   {"^"},
+	"plugin/programs": {"^(TestLoad|TestTutorial)$"},
 	"bpf": {
-		"^(TestVerifier|TestObjects|TestEthernet|TestIPv4|TestIPv6|TestTransport)$",
+		"^(TestVerifier|TestObjects|TestEthernet|TestIPv4|TestIPv6|TestTransport|TestPrograms)$",
 		"^(TestRuleCounters|TestDropEvents|TestRedirectBegins|TestRedirectTargetFilter|TestRedirectTranslated)$",
 	},
-	"bpf/samples": {"^(TestLoad|TestObjects|TestVLAN.*|TestEcho|TestPortsChecksums|TestSources|TestSwitch)$"},
-	"ipam/leases": {"^(TestAllocate|TestCollect|TestGrows|TestLostPins)$"},
+	"bpf/samples":      {"^(TestLoad|TestObjects|TestVLAN.*|TestEcho|TestPortsChecksums|TestSources|TestSwitch)$"},
+	"ipam/leases":      {"^(TestAllocate|TestCollect|TestGrows|TestLostPins)$"},
+	"internal/btfdump": {"^TestMaps$"},
 }
 
 type options struct {

@@ -27,7 +27,7 @@ generate: ## compile the BPF programs and generate their Go (clang 16 or later, 
 	plugin/programs/testdata/compile $(CLANG) $(LLVM_STRIP) $(BPF_CFLAGS)
 
 verify: generate ## check that generated files are up to date, and formats and lints
-	git diff --exit-code -- bpf plugin/programs/testdata || { echo "bpf/: generated files are not up to date: commit what make generate made" >&2; exit 1; }
+	git diff --exit-code -- bpf plugin/programs/testdata || { echo "generated files (git diff, above) are not up to date: commit what make generate made" >&2; exit 1; }
 	$(CLANG_FORMAT) --dry-run --Werror $(C_FILES)
 	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "gofmt: $$files" >&2; exit 1; }
 	go mod tidy -diff

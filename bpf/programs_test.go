@@ -218,14 +218,14 @@ func TestPrograms(t *testing.T) {
 				if kinds != rec {
 					t.Errorf("%v counted by kind, want %v", kinds, rec)
 				}
-				want := runsBefore
+				said := runsBefore
 				for place, verdict := range test.said {
 					if verdict != absent {
-						want[place][verdict]++
+						said[place][verdict]++
 					}
 				}
-				if got := r.runs(t); got != want {
-					t.Errorf("the programs' runs are\n%v, want\n%v", got, want)
+				if got := r.runs(t); got != said {
+					t.Errorf("the programs' runs are\n%v, want\n%v", got, said)
 				}
 			})
 		}

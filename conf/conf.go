@@ -94,7 +94,7 @@ type Config struct {
 	// BigTCP raises the veth's GSO and GRO limits; [BigTCPOff] if not given. Anything else comes only
 	// with [ModeTCX] and [ModeAuto].
 	BigTCP BigTCP `json:"bigTCP"`
-	// Programs are programs of others that run on what the pods send, in order; at most [MaxPrograms].
+	// Programs are user programs that run on what the pods send, in order; at most [MaxPrograms].
 	Programs []Program `json:"programs"`
 	// LogFile is the absolute path of the file to which the log is appended;
 	// empty for stderr.

@@ -7,7 +7,7 @@ import (
 	"unicode/utf8"
 )
 
-// MaxPrograms is how many programs of others a pod can have.
+// MaxPrograms is how many user programs a pod can have.
 const MaxPrograms = 8
 
 // Order is when a program runs on what a pod sends.
@@ -61,7 +61,8 @@ const (
 
 var (
 	file = text("the absolute path of a file, of at most 511 characters", func(s string) bool {
-		return path.IsAbs(s) && !strings.HasSuffix(s, "/") && !strings.ContainsRune(s, 0) && utf8.RuneCountInString(s) <= maxProgramObject
+		return path.IsAbs(s) && !strings.HasSuffix(s, "/") && !strings.ContainsRune(s, 0) &&
+			utf8.RuneCountInString(s) <= maxProgramObject
 	})
 	programName = text("the name of a function or section, of 1 to 127 characters", func(s string) bool {
 		return s != "" && utf8.RuneCountInString(s) <= maxProgramName && !strings.ContainsRune(s, 0)
@@ -76,7 +77,9 @@ const wordCharacters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123
 
 const wantPrograms = "a list of at most 8 programs"
 
-var programsRule = rule[[]Program]{wantPrograms, func(ps *problems, path string, raw json.RawMessage) ([]Program, bool) {
+var programsRule = rule[[]Program]{wantPrograms, func(
+	ps *problems, path string, raw json.RawMessage,
+) ([]Program, bool) {
 	programs, ok := list(programObject.rule(), wantPrograms).read(ps, path, raw)
 	if ok && len(programs) > MaxPrograms {
 		ps.add(path, "want %s, got %d", wantPrograms, len(programs))

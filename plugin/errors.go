@@ -25,7 +25,7 @@ const (
 	codeCheck          = 106
 	codeInUse          = 107 // bpffs root of another namespace or release, or damaged
 	codeFull           = 108
-	codeProgram        = 109 // a program of others cannot be used
+	codeProgram        = 109 // a user program cannot be used
 )
 
 // codes gives the CNI error code of each error that has one. The first that matches counts.

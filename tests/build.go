@@ -133,6 +133,16 @@ func SampleObject(sample string) (string, error) {
 	return filepath.Join(root, "bpf", "samples", sample+"_bpf"+suffix+".o"), nil
 }
 
+// TestObject returns the path of one of the object files that plugin/programs has for tests. They are for little-endian
+// machines.
+func TestObject(name string) (string, error) {
+	root, err := repoRoot()
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(root, "plugin", "programs", "testdata", name+".bpf.o"), nil
+}
+
 // goBuild builds packages into output. Processes take turns, so that none runs a binary that another is writing.
 func goBuild(ctx context.Context, output string, packages ...string) error {
 	return goBuildFlags(ctx, nil, output, packages...)

@@ -70,7 +70,7 @@ struct program_counters {
  * end with a NUL, host byte order.
  */
 struct program_meta {
-	__u32 id;    /* of the loaded program, 0 if it was left out */
+	__u32 id;    /* of the loaded program; 0: no program, at this place and all behind it */
 	__u32 order; /* enum program_order */
 	__u8 shared; /* not 0: loaded once for the node */
 	__u8 tc;     /* not 0: a tc program with a link or filter of its own */

@@ -77,14 +77,19 @@ func TestJudge(t *testing.T) {
 			f.attachments[1].filter = oddFilter()
 		}, "filters", statusWarn, `3 of 4 attachments have one
 rule "b" (rules[1]): never decides: rule "a" (rules[0]) comes before it and matches all that it does, of 77bb00000000, demo/client`},
-		{"tail calls", func(*facts) {}, "tail calls", statusOK, "can run programs of others"},
+		{"tail calls", func(*facts) {}, "tail calls", statusOK, "can run user programs"},
 		{"no tail calls", func(f *facts) { f.tailCalls = broken }, "tail calls", statusWarn, "broken"},
-		{"programs", withPrograms(nil), "programs", statusOK, "4 of others, on 2 of 4 attachments"},
+		{"programs", withPrograms(nil), "programs", statusOK, "4 user programs, on 2 of 4 attachments"},
 		{"object changed", withPrograms(func(p programFacts) { p["/etc/cni/xdp/blocklist.bpf.o"] = objectFacts{} }),
-			"programs", statusWarn, "blocklist.bpf.o has changed since block was loaded (now 000000000000), of 77bb00000000, demo/server"},
-		{"object gone", withPrograms(func(p programFacts) { p["/etc/cni/xdp/count.bpf.o"] = objectFacts{err: fs.ErrNotExist} }),
-			"programs", statusWarn, "/etc/cni/xdp/count.bpf.o, which count was loaded from, is not there any more, of demo/server"},
-		{"object unreadable", withPrograms(func(p programFacts) { p["/etc/cni/xdp/count.bpf.o"] = objectFacts{err: broken} }),
+			"programs", statusWarn,
+			"blocklist.bpf.o has changed since block was loaded (now 000000000000), of 77bb00000000, demo/server"},
+		{"object gone", withPrograms(func(p programFacts) {
+			p["/etc/cni/xdp/count.bpf.o"] = objectFacts{err: fs.ErrNotExist}
+		}), "programs", statusWarn,
+			"/etc/cni/xdp/count.bpf.o, which count was loaded from, is not there any more, of demo/server"},
+		{"object unreadable", withPrograms(func(p programFacts) {
+			p["/etc/cni/xdp/count.bpf.o"] = objectFacts{err: broken}
+		}),
 			"programs", statusWarn, "count was loaded from: broken"},
 		{"no leases", func(f *facts) { f.leases = leaseFacts{} }, "leases", statusOK, "no address"},
 		{"leases", func(*facts) {}, "leases", statusOK, "3 in 1 networks"},
@@ -134,7 +139,7 @@ func withRedirect(change func(*redirectFacts)) func(*facts) {
 	}
 }
 
-// withPrograms gives some pods programs of others, and changes what is known of the files.
+// withPrograms gives some pods user programs, and changes what is known of the files.
 func withPrograms(change func(programFacts)) func(*facts) {
 	return func(f *facts) {
 		*f = *programmedFacts()

@@ -48,7 +48,7 @@ func TestGolden(t *testing.T) {
 	pods := []podReport{}
 	for i, a := range list {
 		policies := []*datapath.PolicyState{nil, samplePolicy(), nil, {Rules: make([]datapath.RuleStats, 1)}}
-		programs := [][]datapath.PodProgram{nil, samplePrograms(), nil, samplePrograms()[2:]}
+		programs := [][]datapath.PodProgram{nil, sampleTCPrograms(), nil, samplePrograms()[2:]}
 		pods = append(pods, newPodReport(a.Meta, policies[i], programs[i]))
 	}
 	peers := newPeersReport(list[0].Meta, samplePeers(), 0)
@@ -61,12 +61,14 @@ func TestGolden(t *testing.T) {
 	tested := sampleTest(t)
 	endpoints := newEndpointsReport(sampleEndpoints(), nil, false)
 	applied := sampleApply(t)
-	loaded := &loadReport{newAttachment(list[1].Meta), []loadedMap{
+	loaded := &loadReport{newAttachment(list[2].Meta), []loadedMap{
 		{Program: "xdp_blocklist", Map: "blocklist_v4", Family: "ipv4", Prefixes: 98_304, Added: 98_304},
 		{Program: "xdp_blocklist", Map: "blocklist_v6", Family: "ipv6", Prefixes: 1_200, Added: 7, Removed: 3},
 	}}
-	programs := newProgramsReport(list[1].Meta, samplePrograms()[:2], sampleKernel()[:2])
-	byKernel := newProgramsReport(list[1].Meta, samplePrograms(), sampleKernel())
+	generic, tcx := *list[1].Meta, *list[1].Meta
+	generic.Mode = datapath.ModeGeneric
+	programs := newProgramsReport(&generic, samplePrograms(), sampleKernel(samplePrograms()), sampleNodeMaps())
+	byKernel := newProgramsReport(&tcx, sampleTCPrograms(), sampleKernel(sampleTCPrograms()), sampleNodeMaps())
 	version, behind := sampleVersion("v0.1.0", "v0.1.0"), sampleVersion("v0.2.0", "v0.1.0")
 	for _, result := range []struct {
 		name   string
@@ -161,7 +163,7 @@ func TestEmptyIsNoNull(t *testing.T) {
 		newDropsReport(none, nil, &datapath.Stats{}), newFilterReport(none, &inForce{Filter: &conf.Filter{}}, &datapath.Stats{}),
 		applyReport{Warnings: []conf.Warning{}, Pods: []appliedTo{{attachment: newAttachment(none), Changes: diffFilters(&conf.Filter{}, &conf.Filter{})}}},
 		newDoctorReport(&facts{privileges: os.ErrPermission}), newEndpointsReport(&datapath.Endpoints{}, nil, false),
-		newEndpointReport(&datapath.Endpoint{}), newProgramsReport(none, nil, nil),
+		newEndpointReport(&datapath.Endpoint{}), newProgramsReport(none, nil, nil, nil),
 	} {
 		text, err := json.Marshal(result)
 		if err != nil {

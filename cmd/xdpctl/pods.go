@@ -19,7 +19,7 @@ type podReport struct {
 	Release      string       `json:"release"`
 	Filtered     bool         `json:"filtered"`
 	FilterRules  int          `json:"filterRules"`
-	// Programs of others that run on what the pod sends.
+	// User programs that run on what the pod sends.
 	Programs []programPlace `json:"programs"`
 
 	created time.Time
@@ -32,7 +32,7 @@ type podInterface struct {
 	MAC   string `json:"mac"`
 }
 
-// newPodReport tells of an attachment and its filter, nil if there is none, and its programs of others.
+// newPodReport tells of an attachment and its filter, nil if there is none, and its user programs.
 func newPodReport(m *datapath.Meta, f *datapath.PolicyState, programs []datapath.PodProgram) podReport {
 	report := podReport{
 		attachment:   newAttachment(m),
@@ -56,7 +56,7 @@ func newPodsCommand(o *options) *cobra.Command {
 
 IFNAME is the interface in the pod, HOST END its other end on the node, MODE how the pod's egress
 is hooked, FILTER how many rules the pod's filter has. -o wide adds the network, the container, the
-programs of others that run on what the pod sends, and more.`,
+user programs that run on what the pod sends, and more.`,
 		Example: `  xdpctl pods
   xdpctl pods -o wide
   xdpctl pods 10.88.0.7 -o json`,

@@ -42,6 +42,8 @@ type podProgram struct {
 	// Kernel is what the kernel counted, nil if it counted nothing.
 	Kernel *kernelRuns `json:"kernel"`
 	Maps   []string    `json:"maps"`
+	// NodeMaps are those of Maps that are one for all pods.
+	NodeMaps []string `json:"nodeMaps"`
 }
 
 type kernelRuns struct {
@@ -49,7 +51,7 @@ type kernelRuns struct {
 	Nanoseconds uint64 `json:"nanoseconds"`
 }
 
-// programPlace is a program of others and where it stands.
+// programPlace is a user program and where it stands.
 type programPlace struct {
 	Name  string `json:"name"`
 	Order string `json:"order"`
@@ -76,13 +78,16 @@ const (
 	orderAfter  = "after"
 )
 
-// newProgramsReport tells of an attachment's programs, with what the kernel says of each.
-func newProgramsReport(m *datapath.Meta, list []datapath.PodProgram, kernel []*datapath.KernelProgram) programsReport {
+// newProgramsReport tells of an attachment's programs, with what the kernel says of each. ofNode are the maps that are
+// the node's, as datapath.NodeMaps has them.
+func newProgramsReport(
+	m *datapath.Meta, list []datapath.PodProgram, kernel []*datapath.KernelProgram, ofNode map[string]string,
+) programsReport {
 	report := programsReport{attachment: newAttachment(m), Programs: []podProgram{}}
 	for i, p := range list {
 		one := podProgram{
 			Name: p.Name, Object: p.Object, Function: p.Function, Type: kernel[i].Type.String(), Order: orderOf(p),
-			Optional: p.Optional, Shared: p.Shared, ID: p.ID, TimedRuns: p.Timed, Maps: []string{},
+			Optional: p.Optional, Shared: p.Shared, ID: p.ID, TimedRuns: p.Timed, Maps: []string{}, NodeMaps: []string{},
 		}
 		if k := kernel[i]; k.Runs > 0 {
 			one.Kernel = &kernelRuns{k.Runs, uint64(k.Time.Nanoseconds())}
@@ -97,28 +102,33 @@ func newProgramsReport(m *datapath.Meta, list []datapath.PodProgram, kernel []*d
 		}
 		for _, path := range p.Maps {
 			one.Maps = append(one.Maps, filepath.Base(path))
+			if ofNode[path] != "" {
+				one.NodeMaps = append(one.NodeMaps, filepath.Base(path))
+			}
 		}
 		report.Programs = append(report.Programs, one)
 	}
 	return report
 }
 
-const programsHelp = `Show the programs that "programs" of the configuration gave a pod, in the order in which they run.
+const programsHelp = `Show a pod's user programs: those that "programs" of the configuration gave it, in the order
+in which they run.
 
 RUNS are counted by the verdict that they ended with. One run in 64 of each CPU is timed: NS is the mean of
 those, and has the cost of reading the clock in it. Both are of this pod, also of a program that is loaded
-once for all pods (SHARED, in -o wide).
+once for all pods (SHARED, in -o wide). A map that is shown as MAP(node) is one for all pods of the node whose
+programs have it; all others that programs write are the pod's own.
 
 KERNEL is what the kernel itself counts while its BPF statistics are on (sysctl kernel.bpf_stats_enabled=1):
 of a shared program, the runs of all pods. It counts where it enters a program, and so nothing of XDP
-programs, which ours call; of tc programs there are only these numbers.
+programs, which ours tail call; of tc programs there are only these numbers.
 
 xdpctl programs dump shows what is in their maps.`
 
 func newProgramsCommand(o *options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "programs POD",
-		Short: "Show the XDP programs of others that run on what a pod sends",
+		Short: "Show the user programs, XDP or tc, that run on what a pod sends",
 		Long:  programsHelp,
 		Example: `  xdpctl programs default/web
   xdpctl programs default/web -o json | jq '.programs[] | {name, runs}'
@@ -142,9 +152,13 @@ func newProgramsCommand(o *options) *cobra.Command {
 			if err != nil {
 				return o.goneError(*a, err)
 			}
-			report := newProgramsReport(a.Meta, list, kernel)
+			ofNode, err := d.NodeMaps(list)
+			if err != nil {
+				return o.goneError(*a, err)
+			}
+			report := newProgramsReport(a.Meta, list, kernel, ofNode)
 			if len(list) == 0 && o.format.isTable() {
-				fmt.Fprintf(o.err, "%s has no programs of others.\n", report.label())
+				fmt.Fprintf(o.err, "%s has no user programs.\n", report.label())
 			}
 			return o.write(report, func(s style) string { return programsTable(&report, s) })
 		},
@@ -173,7 +187,7 @@ func programsTable(report *programsReport, s style) string {
 		if byKernel {
 			cells = append(cells, p.Kernel.cells(s)...)
 		}
-		t.add(append(cells, strings.Join(p.Maps, ","), p.Object, p.Function, p.Type, strconv.Itoa(int(p.ID)),
+		t.add(append(cells, p.maps(), p.Object, p.Function, p.Type, strconv.Itoa(int(p.ID)),
 			yesNo(p.Shared), yesNo(p.Optional))...)
 	}
 	return t.String()
@@ -190,6 +204,17 @@ func (p *podProgram) runs(s style) []string {
 		cells = append(cells, s.packets(runs))
 	}
 	return append(cells, mean(p.MeanNanoseconds, p.TimedRuns))
+}
+
+// maps names its maps, and says which are the node's.
+func (p *podProgram) maps() string {
+	names := slices.Clone(p.Maps)
+	for i, name := range names {
+		if slices.Contains(p.NodeMaps, name) {
+			names[i] = name + "(node)"
+		}
+	}
+	return strings.Join(names, ",")
 }
 
 func (k *kernelRuns) cells(s style) []string {

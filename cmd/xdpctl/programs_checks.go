@@ -35,10 +35,10 @@ func (f *facts) probeObjects() {
 func (f *facts) checkTailCalls() check {
 	const name = "tail calls"
 	if f.tailCalls != nil {
-		return warn(name, "pods in mode generic and native cannot run programs of others: "+f.tailCalls.Error(),
+		return warn(name, "pods in mode generic and native cannot run user programs: "+f.tailCalls.Error(),
 			"use such a kernel where pods are to run some")
 	}
-	return ok(name, "functions of a program may make them: pods can run programs of others")
+	return ok(name, "functions of a program may make them: pods can run user programs")
 }
 
 // checkPrograms says whether pods still run what is in the object files: a pod keeps what it was made with. Of what no
@@ -69,7 +69,7 @@ func (f *facts) checkPrograms() []check {
 	if count == 0 {
 		return nil
 	}
-	detail := fmt.Sprintf("%d of others, on %d of %d attachments", count, having, len(f.attachments))
+	detail := fmt.Sprintf("%d user programs, on %d of %d attachments", count, having, len(f.attachments))
 	if len(odd) == 0 {
 		return []check{ok(name, detail)}
 	}

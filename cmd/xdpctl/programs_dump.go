@@ -44,10 +44,11 @@ type cpuValue struct {
 
 const programsDumpHelp = `Show what a map of a pod's programs holds, by the types that the kernel has of it (BTF).
 
-Values are written as JSON: structs as objects, arrays, numbers exactly, true and false, the names of enum
-values, and char arrays as text if they hold some; variables of .data, .bss and .rodata by their names. Of
-maps whose types are not known, keys and values are bytes in hexadecimal. What is in maps of programs or
-maps is their IDs. There is a line for each entry, or for that of each CPU.
+Values are written as JSON: structs as objects, arrays, numbers exactly, true and false; as strings the names
+of enum values, char arrays that hold text, single chars that BTF marks as such, numbers of 128 bits in
+hexadecimal, and what is no number (NaN, +Inf, -Inf); variables of .data, .bss and .rodata by their names. Of
+maps whose types are not known, keys and values are bytes in hexadecimal. What is in maps of programs or maps
+is their IDs. There is a line for each entry, or for that of each CPU.
 
 MAP is the name of a map as xdpctl programs shows it, or PROGRAM/MAP where several programs have one of that
 name. The map is read while programs write it: each entry is as it was at some moment, and entries that come
@@ -60,7 +61,7 @@ func newProgramsDumpCommand(o *options) *cobra.Command {
 		Short: "Show what a map of a pod's programs holds",
 		Long:  programsDumpHelp,
 		Example: `  xdpctl programs dump default/web sources
-  xdpctl programs dump default/web .bss --program xdp_blocklist
+  xdpctl programs dump default/web blocklist_v4 --program xdp_blocklist
   xdpctl programs dump default/web sources -o json | jq '.entries[] | {key, packets: [.values[].value.packets] | add}'`,
 		Args: usageArgs(func(_ *cobra.Command, args []string) error {
 			if len(args) != 2 {

@@ -20,7 +20,7 @@ import (
 
 // sampleDumps are maps with one value for each entry, and with those of each CPU.
 func sampleDumps() map[string]func(dumpWriter) error {
-	of := newAttachment(sampleAttachments()[1].Meta)
+	of := newAttachment(sampleAttachments()[2].Meta) // in mode native
 	write := func(w dumpWriter, r *dumpReport, entries ...*dumpEntry) error {
 		err := w.begin(r)
 		for _, e := range entries {

@@ -1,17 +1,21 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/xdp-cni/xdp-cni/internal/pins"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
 	"github.com/xdp-cni/xdp-cni/tests/priv"
 )
@@ -69,14 +73,8 @@ func TestProgramsLoad(t *testing.T) {
 	programs := programPins(t, triesOf(map[string]uint32{"block/v4": 8, "block/v6": 20, "allow/v4": 8, "block/count": 4}))
 	list := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8::/32")}
 	load := func(list []netip.Prefix, names ...string) (string, error) {
-		maps, err := openProgramMaps(programs, names, nil)
-		defer closeProgramMaps(maps)
-		if err != nil {
-			return "", err
-		}
-		report := &loadReport{Maps: []loadedMap{}}
-		err = loadPrefixes(report, maps, list)
-		return loadTable(report, style{}), err
+		loaded, err := loadMaps(t.Context(), programs, nil, names, list)
+		return loadTable(&loadReport{Maps: loaded}, style{}), err
 	}
 	for _, test := range []struct {
 		names []string
@@ -104,7 +102,8 @@ block    v4   ipv4           1      0        0
 block    v6   ipv6           1      0        0
 `,
 	} {
-		if got, err := load(list, "block/v4", "v6"); err != nil || got != want {
+		// a map that is named twice is one
+		if got, err := load(list, "block/v4", "v6", "block/v6"); err != nil || got != want {
 			t.Errorf("%v\n%s\nwant\n%s", err, got, want)
 		}
 	}
@@ -119,9 +118,11 @@ block    v6   ipv6           1      0        0
 
 // TestProgramsLoadUsage has what is wrong with a command line, or a file, before anything is looked up.
 func TestProgramsLoadUsage(t *testing.T) {
-	bad := filepath.Join(t.TempDir(), "list")
-	if err := os.WriteFile(bad, []byte("10.0.0.0/8\n10.0.0.0/99\n"), 0o600); err != nil {
-		t.Fatal(err)
+	bad, empty := filepath.Join(t.TempDir(), "list"), filepath.Join(t.TempDir(), "empty")
+	for file, text := range map[string]string{bad: "10.0.0.0/8\n10.0.0.0/99\n", empty: "# nothing\n"} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for _, test := range []struct {
 		args   string
@@ -132,10 +133,112 @@ func TestProgramsLoadUsage(t *testing.T) {
 		{"pod v4", exitUsage, "-f FILE is missing"},
 		{"pod v4 -f " + bad, exitFailure, bad + ": line 2"},
 		{"pod v4 -f /nonexistent", exitFailure, "/nonexistent"},
+		{"pod v4 -f " + empty, exitFailure, empty + " has no prefixes; --empty removes"},
+		{"pod v4 -f -", exitFailure, "standard input has no prefixes"},
+		{"pod v4 --empty -f " + empty + " --bpffs " + t.TempDir(), exitFailure, `"pod"`}, // it goes on to look for the pod
 	} {
 		status, _, stderr := xdpctl(t.Context(), append([]string{"programs", "load"}, strings.Fields(test.args)...)...)
 		if status != test.status || !strings.Contains(stderr, test.says) {
 			t.Errorf("%s: status %d, %q; want %d, %q", test.args, status, stderr, test.status, test.says)
+		}
+	}
+}
+
+// TestProgramsLoadAtOnce has many loads of two lists at once: each must find the maps as another left them.
+func TestProgramsLoadAtOnce(t *testing.T) {
+	specs := triesOf(map[string]uint32{"block/v4": 8, "node/all": 8})
+	for _, spec := range specs {
+		spec.MaxEntries = 10_000
+	}
+	// the pins of a map of the node, in three directories
+	programs := programPins(t, specs)
+	ofNode := map[string]string{}
+	for i, name := range []string{"a", "b"} {
+		programs = append(programs, pinnedAgain(t, programs[1], name))
+		ofNode[programs[2+i].Maps[0]] = programs[1].Maps[0]
+	}
+	lists := make([][]netip.Prefix, 2)
+	for i := range lists {
+		for n := range 3000 {
+			address := netip.AddrFrom4([4]byte{byte(10 + i), byte(n >> 8), byte(n), 1})
+			lists[i] = append(lists[i], netip.PrefixFrom(address, 32))
+		}
+	}
+	var wg sync.WaitGroup
+	for round := range 8 {
+		wg.Go(func() {
+			// the same maps, by the pins of two pods
+			of := []datapath.PodProgram{programs[0], programs[2+round%2]}
+			loaded, err := loadMaps(t.Context(), of, ofNode, []string{"v4", "all"}, lists[round/2%2])
+			if err != nil {
+				t.Error(err)
+			}
+			for _, m := range loaded {
+				if kept := m.Prefixes - m.Added; m.Prefixes != 3000 || kept != 0 && kept != 3000 || m.Removed%3000 != 0 {
+					t.Errorf("%+v: it found a part of a list", m)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for _, name := range []string{"v4", "all"} {
+		loaded, err := loadMaps(t.Context(), programs[:2], nil, []string{name}, lists[0])
+		if err != nil || loaded[0].Removed%3000 != 0 || loaded[0].Added != loaded[0].Removed {
+			t.Errorf("%+v, %v: it holds neither list", loaded, err)
+		}
+	}
+}
+
+// TestProgramsLoadBusy: who holds the locks of a load is waited for, and nothing else is.
+func TestProgramsLoadBusy(t *testing.T) {
+	programs := programPins(t, triesOf(map[string]uint32{"block/v4": 8}))
+	lock, err := pins.LockDir(t.Context(), filepath.Dir(programs[0].Maps[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	list := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+	if _, err := loadMaps(ctx, programs, nil, []string{"v4"}, list); !errors.Is(err, pins.ErrBusy) {
+		t.Errorf("a map that is being loaded: %v", err)
+	}
+	lock.Unlock()
+	if _, err := loadMaps(ctx, programs, nil, []string{"v4"}, list); err != nil {
+		t.Error(err)
+	}
+}
+
+// pinnedAgain has the first map of a program as that of another, too.
+func pinnedAgain(t *testing.T, of datapath.PodProgram, name string) datapath.PodProgram {
+	t.Helper()
+	m, err := ebpf.LoadPinnedMap(of.Maps[0], nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	clone, err := m.Clone() // to pin again what knows its pin would move that
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer clone.Close()
+	path := filepath.Join(filepath.Dir(filepath.Dir(of.Maps[0])), name, filepath.Base(of.Maps[0]))
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := clone.Pin(path); err != nil {
+		t.Fatal(err)
+	}
+	return datapath.PodProgram{Name: name, Maps: []string{path}}
+}
+
+// TestProgramsShareMap: a map that two programs have is not ambiguous, and is loaded once.
+func TestProgramsShareMap(t *testing.T) {
+	programs := programPins(t, triesOf(map[string]uint32{"block/v4": 8}))
+	programs = append(programs, pinnedAgain(t, programs[0], "again"))
+	list := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+	for _, names := range [][]string{{"v4"}, {"v4", "block/v4", "again/v4"}} {
+		if loaded, err := loadMaps(t.Context(), programs, nil, names, list); err != nil || len(loaded) != 1 {
+			t.Errorf("%v: %+v, %v", names, loaded, err)
 		}
 	}
 }

@@ -66,33 +66,60 @@ func sampleAttachments() []datapath.Attachment {
 	return list
 }
 
-// samplePrograms are programs of others: two before the filter, of which one is shared, and one after it.
+// samplePrograms are user programs: two before the filter, of which one is shared, and one after it.
 func samplePrograms() []datapath.PodProgram {
 	return []datapath.PodProgram{
 		{
 			Name: "block", Function: "xdp_blocklist", Object: "/etc/cni/xdp/blocklist.bpf.o", Digest: [32]byte{1}, ID: 311,
 			Maps: []string{"/x/programs/block/blocklist_v4", "/x/programs/block/blocklist_v6"},
-			Runs: [bpf.DatapathVerdictVERDICTS]uint64{1, 20, 123_456, 3, 4}, Timed: 1929, Time: 173_600 * time.Nanosecond,
+			Runs: [bpf.DatapathVerdictVERDICTS]uint64{1, 20, 123_456, 3, 4}, Timed: 1930, Time: 173_600 * time.Nanosecond,
 		},
 		{
 			Name: "xdp_pass", Function: "xdp_pass", Object: "/etc/cni/xdp/verdicts.bpf.o", Digest: [32]byte{2}, ID: 312,
 			Optional: true, Shared: true, Runs: [bpf.DatapathVerdictVERDICTS]uint64{bpf.DatapathVerdictVERDICT_PASS: 123_456},
+			Timed: 1930, Time: 61_760 * time.Nanosecond,
 		},
 		{
-			Name: "count", Function: "tc_count", Object: "/etc/cni/xdp/count.bpf.o", Digest: [32]byte{3}, ID: 313, After: true,
-			Maps: []string{"/x/programs/count/_bss"},
+			Name: "count", Function: "xdp_count", Object: "/etc/cni/xdp/count.bpf.o", Digest: [32]byte{3}, ID: 313, After: true,
+			Maps:  []string{"/x/programs/count/_bss", "/x/programs/count/sources"},
+			Runs:  [bpf.DatapathVerdictVERDICTS]uint64{bpf.DatapathVerdictVERDICT_PASS: 123_000},
+			Timed: 1923, Time: 98_073 * time.Nanosecond,
 		},
 	}
 }
 
-// sampleKernel is what the kernel says of them: of tc programs it counts the runs.
-func sampleKernel() []*datapath.KernelProgram {
-	return []*datapath.KernelProgram{
-		{Type: ebpf.XDP}, {Type: ebpf.XDP}, {Type: ebpf.SchedCLS, Runs: 1000, Time: 65 * time.Microsecond},
+// sampleTCPrograms are those of a pod in mode tcx.
+func sampleTCPrograms() []datapath.PodProgram {
+	return []datapath.PodProgram{
+		{
+			Name: "mark", Function: "tc_mark", Object: "/etc/cni/xdp/mark.bpf.o", Digest: [32]byte{4}, ID: 314, TC: true,
+			Shared: true,
+		},
+		{
+			Name: "count", Function: "tc_count", Object: "/etc/cni/xdp/count.bpf.o", Digest: [32]byte{3}, ID: 315, TC: true,
+			After: true, Maps: []string{"/x/programs/count/_bss", "/x/programs/count/sources"},
+		},
 	}
 }
 
-// programmedFacts are those of a node where pods have programs of others, whose files are as they were.
+// sampleNodeMaps are those of both that are the node's.
+func sampleNodeMaps() map[string]string {
+	return map[string]string{"/x/programs/count/sources": "/x/node/program_maps/sources"}
+}
+
+// sampleKernel is what the kernel says of so many programs: of tc programs it counts the runs.
+func sampleKernel(list []datapath.PodProgram) (kernel []*datapath.KernelProgram) {
+	for _, p := range list {
+		one := &datapath.KernelProgram{Type: ebpf.XDP}
+		if p.TC {
+			one = &datapath.KernelProgram{Type: ebpf.SchedCLS, Runs: 1000, Time: 65 * time.Microsecond}
+		}
+		kernel = append(kernel, one)
+	}
+	return kernel
+}
+
+// programmedFacts are those of a node where pods have user programs, whose files are as they were.
 func programmedFacts() *facts {
 	f := goodFacts()
 	f.attachments[0].programs, f.attachments[3].programs = samplePrograms()[:1], samplePrograms()

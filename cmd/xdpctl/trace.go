@@ -68,7 +68,7 @@ type traceReport struct {
 	Flow    string       `json:"flow"` // state of the packet's flow
 	Flows   []flowReport `json:"flows"`
 	Filters []filterSays `json:"filters"`
-	// Programs of others that run on what the sender sends.
+	// User programs that run on what the sender sends.
 	Programs []programPlace `json:"programs"`
 	Notes    []string       `json:"notes"`
 }
@@ -194,7 +194,7 @@ The packet is one that the pod's own stack would send: whole, without IP options
 receiver's MTU, with a TTL of 64, and TCP without SYN. No packet is sent, and nothing is changed.
 
 What the filters of the two pods do with the flow's first packet is said too; see xdpctl filter test. Whether
-programs of others let it pass, nobody can say but they: that the sender has some is said, and where they run.
+user programs let it pass, nobody can say but they: that the sender has some is said, and where they run.
 
 Exit status 0 whatever the way is.`
 
@@ -667,7 +667,7 @@ func (s *filterSays) by() string {
 	return "by the default of " + s.Direction
 }
 
-// programs names the sender's programs of others of an order, "" if there are none.
+// programs names the sender's user programs of an order, "" if there are none.
 func (t *tracing) programs(order string) string {
 	var names []string
 	for _, p := range t.report.Programs {
@@ -684,10 +684,10 @@ func (t *tracing) notes() {
 		t.report.Notes = append(t.report.Notes, fmt.Sprintf(format, args...))
 	}
 	if before := t.programs(orderBefore); before != "" {
-		note("before all that is said here, programs of others run on it: %s; they may end it, or change it", before)
+		note("before all that is said here, user programs run on it: %s; they may end it, or change it", before)
 	}
 	if after := t.programs(orderAfter); after != "" {
-		note("if the filter of %s lets it pass, programs of others run on it: %s; they may end it, or change it",
+		note("if the filter of %s lets it pass, user programs run on it: %s; they may end it, or change it",
 			labelOf(t.from), after)
 	}
 	p := &t.packet

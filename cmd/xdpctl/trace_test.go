@@ -167,7 +167,7 @@ func TestEndpointsCommand(t *testing.T) {
 	}
 }
 
-// TestTracePrograms: programs of others are told of, whatever the way is, and those of the receiver are not: they run
+// TestTracePrograms: user programs are told of, whatever the way is, and those of the receiver are not: they run
 // on what that sends.
 func TestTracePrograms(t *testing.T) {
 	n := newFakeNode(t)
@@ -180,7 +180,7 @@ func TestTracePrograms(t *testing.T) {
 	n.programs[n.at("veth11111111").ID] = samplePrograms()[:2]
 	status, stdout, stderr := n.xdpctl(t.Context(), args...)
 	words := strings.Join(strings.Fields(stdout), " ")
-	if status != 0 || !strings.Contains(words, "programs of others run on it: block, then xdp_pass;") ||
+	if status != 0 || !strings.Contains(words, "user programs run on it: block, then xdp_pass;") ||
 		strings.Contains(words, "if the filter") {
 		t.Errorf("status %d, %s%s", status, stdout, stderr)
 	}

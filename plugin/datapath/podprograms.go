@@ -106,7 +106,7 @@ func (d *Datapath) pickPrograms(list []Program, mode Mode) ([]podProgram, error)
 	return picked, nil
 }
 
-// canRunPrograms returns ErrUnsupported if the kernel cannot run programs of others in a mode.
+// canRunPrograms returns ErrUnsupported if the kernel cannot run user programs in a mode.
 func (d *Datapath) canRunPrograms(mode Mode) error {
 	if mode == ModeTCX {
 		return d.needsTCX()

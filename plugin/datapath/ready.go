@@ -15,7 +15,7 @@ type ReadyOptions struct {
 	Redirect bool
 	// BigTCP: they are to have it; only BigTCPOn asks for more than there may be.
 	BigTCP BigTCP
-	// Programs of others are to run that are not optional.
+	// User programs are to run that are not optional.
 	Programs bool
 }
 
@@ -43,7 +43,7 @@ func (d *Datapath) Ready(opts ReadyOptions) error {
 	}
 	if opts.Programs {
 		if err := d.canRunPrograms(opts.Mode); err != nil {
-			return fmt.Errorf("programs of others: %w", err)
+			return fmt.Errorf("user programs: %w", err)
 		}
 	}
 	mounted, err := d.Root.Mounted()

@@ -1,4 +1,4 @@
-// Package programs reads BPF programs of others from ELF object files and loads them.
+// Package programs reads user programs, XDP or tc, from ELF object files and loads them.
 package programs
 
 import (

@@ -101,7 +101,7 @@ func Mode(d *datapath.Datapath, c *conf.Config) (datapath.Mode, error) {
 	}
 }
 
-// Programs returns a configuration's programs of others.
+// Programs returns a configuration's user programs.
 func Programs(c *conf.Config) []datapath.Program {
 	var list []datapath.Program
 	for _, p := range c.Programs {

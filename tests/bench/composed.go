@@ -54,11 +54,24 @@ func (b *bench) composition(ctx context.Context) (err error) {
 		return err
 	}
 	defer bare.Close()
-	programs, err := passing(g.node.Dir, slices.Max(programNumbers))
+	verdicts, verdictsErr := tests.SampleObject("verdicts")
+	tcVerdicts, tcErr := tests.TestObject("tcverdicts")
+	if err := errors.Join(verdictsErr, tcErr); err != nil {
+		return err
+	}
+	programs, err := passing(g.node.Dir, verdicts, samples.VerdictsProgXdpPass, slices.Max(programNumbers))
 	if err != nil {
 		return err
 	}
-	for _, mode := range []datapath.Mode{datapath.ModeGeneric, datapath.ModeNative} {
+	tcPrograms, err := passing(g.node.Dir, tcVerdicts, "tc_pass", slices.Max(programNumbers))
+	if err != nil {
+		return err
+	}
+	for _, mode := range []datapath.Mode{datapath.ModeGeneric, datapath.ModeNative, datapath.ModeTCX} {
+		programs := programs
+		if mode == datapath.ModeTCX {
+			programs = tcPrograms
+		}
 		for _, n := range append(slices.Clone(programNumbers), 0) {
 			c := &composed{mode: mode, number: n, again: slices.ContainsFunc(pods, func(other *composed) bool {
 				return other.mode == mode && other.number == n
@@ -93,21 +106,17 @@ func (b *bench) composition(ctx context.Context) (err error) {
 	return b.printComposition(pods, bares, rounds)
 }
 
-// passing returns so many programs that only pass packets, from objects in dir. Each is loaded apart, as programs of
-// different subjects are: one more byte at its end makes an object another one.
-func passing(dir string, n int) ([]datapath.Program, error) {
-	object, err := tests.SampleObject("verdicts")
-	if err != nil {
-		return nil, err
-	}
+// passing returns so many programs that only pass packets, from copies of an object in dir. Each is loaded apart, as
+// programs of different subjects are: one more byte at its end makes an object another one.
+func passing(dir, object, program string, n int) ([]datapath.Program, error) {
 	content, err := os.ReadFile(object)
 	if err != nil {
 		return nil, err
 	}
 	list := make([]datapath.Program, n)
 	for i := range list {
-		name := fmt.Sprintf("pass%d", i)
-		list[i] = datapath.Program{Object: filepath.Join(dir, name+".o"), Program: samples.VerdictsProgXdpPass, Name: name}
+		name := fmt.Sprintf("%s%d", program, i)
+		list[i] = datapath.Program{Object: filepath.Join(dir, name+".o"), Program: program, Name: name}
 		content = append(content, 0)
 		if err := os.WriteFile(list[i].Object, content, 0o600); err != nil {
 			return nil, err
@@ -124,8 +133,10 @@ func (c *composed) open(ctx context.Context, g *gateway, programs []datapath.Pro
 	if err := c.pod.attach(ctx, c.mode, nil, programs...); err != nil {
 		return err
 	}
-	if c.program, err = xdpProgram(c.pod.node, c.pod.veth.HostIndex); err != nil {
-		return err
+	if c.called() {
+		if c.program, err = xdpProgram(c.pod.node, c.pod.veth.HostIndex); err != nil {
+			return err
+		}
 	}
 	c.frame = datagram(packets.Ethernet{Src: packets.MAC(c.pod.veth.PodMAC), Dst: packets.MAC(c.pod.veth.HostMAC)},
 		packets.IPv4{Src: c.pod.address, Dst: matching(0).Addr()}, packets.Ports{Src: 1024, Dst: floodPort})
@@ -146,6 +157,9 @@ func (c *composed) close() error {
 	return errors.Join(errs...)
 }
 
+// called tells whether the programs are called by the one that is attached; tc programs have links of their own.
+func (c *composed) called() bool { return c.mode != datapath.ModeTCX }
+
 // passed is how many packets the pod has passed, and each of its programs.
 func (c *composed) passed() ([]uint64, error) {
 	attachment, err := findAttachment(c.pod.node, c.pod.pod)
@@ -156,7 +170,12 @@ func (c *composed) passed() ([]uint64, error) {
 	if err != nil {
 		return nil, err
 	}
-	runs, err := c.pod.ran(actionPass)
+	var runs []uint64
+	if c.called() {
+		runs, err = c.pod.ran(actionPass)
+	} else {
+		runs, err = c.pod.ranTC()
+	}
 	if err == nil && len(runs) != c.number {
 		err = fmt.Errorf("the pod has %d programs", len(runs))
 	}
@@ -170,11 +189,15 @@ func (c *composed) measure(g *gateway) error {
 	if err != nil {
 		return err
 	}
-	cost, err := c.testRun(c.program)
-	if err != nil {
-		return err
+	packets := uint64(composedPackets)
+	if c.called() {
+		cost, err := c.testRun(c.program)
+		if err != nil {
+			return err
+		}
+		c.inProgram = append(c.inProgram, cost)
+		packets += testRepeat
 	}
-	c.inProgram = append(c.inProgram, cost)
 	first, err := g.forwarded()
 	if err != nil {
 		return err
@@ -199,8 +222,8 @@ func (c *composed) measure(g *gateway) error {
 		return err
 	}
 	for i := range after {
-		if got := after[i] - before[i]; got != testRepeat+composedPackets {
-			return fmt.Errorf("counter %d of %d has %d packets more, want %d", i+1, len(after), got, testRepeat+composedPackets)
+		if got := after[i] - before[i]; got != packets {
+			return fmt.Errorf("counter %d of %d has %d packets more, want %d", i+1, len(after), got, packets)
 		}
 	}
 	return nil
@@ -239,7 +262,8 @@ func (b *bench) printComposition(pods []*composed, bares series, rounds int) err
 Processor nanoseconds a packet, medians of %d rounds in turns: in the program that is attached, by BPF_PROG_TEST_RUN of
 %d packets, over a program that only passes them; and sent by the pod from a packet socket, %d of them, and forwarded by
 the node to where they are counted and dropped. Programs pass all packets, and run before a policy that is not there;
-each is loaded from an object of its own. Quotients are to the same without programs.
+each is loaded from an object of its own. In mode tcx the kernel runs them, each by a link of its own, and they count in
+maps of their own, as ours count those that they call. Quotients are to the same without programs.
 `, rounds, testRepeat, composedPackets)
 	none := func(mode datapath.Mode) *composed { // the first: the other is to be compared with it
 		return pods[slices.IndexFunc(pods, func(c *composed) bool { return c.mode == mode && c.number == 0 })]
@@ -249,18 +273,22 @@ each is loaded from an object of its own. Quotients are to the same without prog
 	for _, c := range pods {
 		plain := none(c.mode)
 		if c.again {
-			b.noise(fmt.Sprintf("a test run in mode %s without programs", c.mode), c.inProgram.over(plain.inProgram))
+			if c.called() {
+				b.noise(fmt.Sprintf("a test run in mode %s without programs", c.mode), c.inProgram.over(plain.inProgram))
+			}
 			b.noise(fmt.Sprintf("forwarding in mode %s without programs", c.mode), c.forwarded.over(plain.forwarded))
 			continue
 		}
-		cost, without := c.inProgram.minus(bares), plain.inProgram.minus(bares)
+		row := []string{fmt.Sprintf("%s, %d", c.mode, c.number), "", "", "", ""}
+		if c.called() {
+			cost, without := c.inProgram.minus(bares), plain.inProgram.minus(bares)
+			row = append(row[:1], fmt.Sprintf("%.0f", cost.median()), cost.quartiles("%.0f"),
+				fmt.Sprintf("%+.0f", cost.minus(without).median()), fmt.Sprintf("%.2f", cost.over(without).median()))
+		}
 		forwarded := c.forwarded.over(plain.forwarded)
-		out.add(fmt.Sprintf("%s, %d", c.mode, c.number),
-			fmt.Sprintf("%.0f", cost.median()), cost.quartiles("%.0f"),
-			fmt.Sprintf("%+.0f", cost.minus(without).median()), fmt.Sprintf("%.2f", cost.over(without).median()),
-			fmt.Sprintf("%.0f", c.forwarded.median()), c.forwarded.quartiles("%.0f"),
+		out.add(append(row, fmt.Sprintf("%.0f", c.forwarded.median()), c.forwarded.quartiles("%.0f"),
 			fmt.Sprintf("%+.0f", c.forwarded.minus(plain.forwarded).median()),
-			fmt.Sprintf("%.3f", forwarded.median()), forwarded.quartiles("%.3f"))
+			fmt.Sprintf("%.3f", forwarded.median()), forwarded.quartiles("%.3f"))...)
 	}
 	return out.write(b.out)
 }

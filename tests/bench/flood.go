@@ -71,7 +71,7 @@ var droppers = []dropper{
 		name: "xdp tcx, followed", counted: byRule, followed: true, reference: bareTCX,
 		load: deny(datapath.ModeTCX),
 	},
-	// "xdp tcx" with a sched_cls program that drops goes here
+	{name: "xdp tcx, tc_drop", counted: byTCProgram, reference: bareTCX, load: dropAllTC},
 	{name: "nftables, netdev ingress", tool: "nft", alone: true, load: func(ctx context.Context, g *gateway, a *attached) (func() error, error) {
 		return nil, g.command(ctx, fmt.Sprintf(`table netdev bench {
 	chain drops {
@@ -133,8 +133,21 @@ func dropAll(mode datapath.Mode) func(context.Context, *gateway, *attached) (fun
 	}
 }
 
+// dropAllTC has the pod's own tc program do so.
+func dropAllTC(ctx context.Context, _ *gateway, a *attached) (func() error, error) {
+	object, err := tests.TestObject("tcverdicts")
+	if err != nil {
+		return nil, err
+	}
+	return func() error { return a.detach(context.Background()) },
+		a.attach(ctx, datapath.ModeTCX, nil, datapath.Program{Object: object, Program: "tc_drop"})
+}
+
 // byProgram is how often the pod's only program has dropped a packet.
 func byProgram(a *attached) (uint64, error) { return only(a.ran(actionDrop)) }
+
+// byTCProgram is how often it ran, by a map of its own: ours count nothing of tc programs.
+func byTCProgram(a *attached) (uint64, error) { return only(a.ranTC()) }
 
 func only(counts []uint64, err error) (uint64, error) {
 	if err == nil && len(counts) != 1 {
@@ -453,8 +466,9 @@ func (b *bench) printFlood(s source, pods []*flooded, left []string, rounds int,
 ### A flood from %s
 
 What a pod sends is dropped at the host end of its veth: %d UDP packets of 60 bytes in each of %d rounds, in turns, on one
-processor; medians. Times are those of sending and dropping a packet. xdp_drop is the pod's own program, of bpf/samples,
-before a policy that is not there; the other rows of ours are a rule of the filter. %s
+processor; medians. Times are those of sending and dropping a packet. xdp_drop (of bpf/samples) and tc_drop are the pod's
+own programs, before a policy that is not there; tc_drop has a link of its own, and counts in a map of its own. The other
+rows of ours are a rule of the filter. %s
 `, s.name, s.packets, rounds, s.about)
 	costs := func(name string) series {
 		at := slices.IndexFunc(pods, func(p *flooded) bool { return p.dropper.name == name })

@@ -132,7 +132,7 @@ func TestSampleDump(t *testing.T) {
 			t.Errorf("%v: %s, want %q", err, out.Stderr, want)
 		}
 
-		programsCheck(t, r, "ok", "2 of others, on 1 of 1 attachments")
+		programsCheck(t, r, "ok", "2 user programs, on 1 of 1 attachments")
 		if err := os.WriteFile(path, append(object, 0), 0o600); err != nil {
 			t.Fatal(err)
 		}

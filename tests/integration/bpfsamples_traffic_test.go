@@ -160,9 +160,10 @@ func TestSampleBlocklist(t *testing.T) {
 	inXDPModes(t, func(t *testing.T, mode string) {
 		r := newSampleRig(t, mode, (*tests.Node).Bridge, sampleProgram(t, "blocklist", "xdp_blocklist"))
 		p := r.add(t, "pod")
-		load := func(file string) string {
+		load := func(file string, flags ...string) string {
 			t.Helper()
-			out, err := r.RunXdpctl(t.Context(), "programs", "load", p.ContainerID, "blocklist_v4", "blocklist_v6", "-f", file, "--bytes")
+			out, err := r.RunXdpctl(t.Context(), append([]string{"programs", "load", p.ContainerID,
+				"blocklist_v4", "blocklist_v6", "-f", file, "--bytes"}, flags...)...)
 			if err != nil {
 				t.Fatalf("%v: %s", err, out.Stderr)
 			}
@@ -190,7 +191,7 @@ func TestSampleBlocklist(t *testing.T) {
 		if err := os.WriteFile(empty, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		load(empty)
+		load(empty, "--empty")
 		for _, frame := range blocked {
 			p.send(t, frame)
 			arrives(t, p.passed, frame)

@@ -13,7 +13,7 @@ import (
 	"github.com/xdp-cni/xdp-cni/tests/packets"
 )
 
-// TestTCPrograms runs tc programs of others through the chain: one before the filter, whose TC_ACT_OK does not pass by
+// TestTCPrograms runs user tc programs through the chain: one before the filter, whose TC_ACT_OK does not pass by
 // it, and one after.
 func TestTCPrograms(t *testing.T) {
 	object, err := filepath.Abs("../../plugin/programs/testdata/others.bpf.o")

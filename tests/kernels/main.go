@@ -35,19 +35,23 @@ var short = map[string][]string{
 	"tests/integration": {
 		"^TestPaths$", "^TestExactCounts$/^(generic_bridge|native_ptp|tcx_ptp)$", "^TestRedirect$/^ptp_",
 		"^TestFilterThroughChain$/^(generic|native|tcx)$", "^TestLeasesOfPods$/^bridge_1.1.0$",
+		"^(TestProgramsOrder|TestSampleEcho)$/^(generic|native)$",
 	},
 	"plugin/datapath": {
 		"^(TestAttachIsWhole|TestCheckClsact|TestNativeLimits|TestForeignXDPStays|TestForeignFilterStays|TestIngressQdisc|TestMemlock)$",
 		"^(TestPolicyBeforeHook|TestReplacePolicy|TestMixedNode|TestShapes)$",
+		"^TestProgramsOfOthers$/^(generic|native)$",
 	},
-	"plugin/podend": {"^"},
+	"plugin/podend":   {"^"},
+	"plugin/programs": {"^(TestLoad|TestTutorial)$"},
 	"bpf": {
-		"^(TestVerifier|TestObjects|TestEthernet|TestIPv4|TestIPv6|TestTransport)$",
+		"^(TestVerifier|TestObjects|TestEthernet|TestIPv4|TestIPv6|TestTransport|TestPrograms)$",
 		"^(TestRuleCounters|TestDropEvents|TestRedirectBegins|TestRedirectTargetFilter|TestRedirectTranslated)$",
 	},
-	"bpf/samples": {"^(TestLoad|TestObjects|TestVLAN.*|TestEcho|TestPortsChecksums|TestSources|TestSwitch)$"},
-	"cmd/xdpctl":  {"^TestInstall$"},
-	"ipam/leases": {"^(TestAllocate|TestCollect|TestGrows|TestLostPins)$"},
+	"bpf/samples":      {"^(TestLoad|TestObjects|TestVLAN.*|TestEcho|TestPortsChecksums|TestSources|TestSwitch)$"},
+	"cmd/xdpctl":       {"^TestInstall$"},
+	"ipam/leases":      {"^(TestAllocate|TestCollect|TestGrows|TestLostPins)$"},
+	"internal/btfdump": {"^TestMaps$"},
 }
 
 type options struct {

@@ -39,6 +39,12 @@ const enum way *unused_way __attribute__((unused));
 const enum direct_end *unused_direct_end __attribute__((unused));
 const enum program_order *unused_program_order __attribute__((unused));
 
+/* Returns the length of a frame, in bytes. */
+static __always_inline __u32 xdp_len(struct xdp_md *ctx)
+{
+	return config_xdp_frags ? bpf_xdp_get_buff_len(ctx) : ctx->data_end - ctx->data;
+}
+
 /*
  * Parses and judges a frame at the XDP hook; walk is NULL but where programs of others run. Returns
  * an XDP action. Headers past the first buffer cannot be read: on veth that buffer holds over 3 KiB
@@ -54,7 +60,7 @@ static __always_inline int xdp_hook(struct xdp_md *ctx, struct walk *walk)
 	enum parse_result result;
 	enum verdict verdict;
 
-	pkt.len = config_xdp_frags ? bpf_xdp_get_buff_len(ctx) : pkt.data_end - pkt.data;
+	pkt.len = xdp_len(ctx);
 	result = parse(&pkt);
 	/* read anew: what parsing proved of them differs by the way it took, to the verifier */
 	barrier();
@@ -90,20 +96,29 @@ int xdp_egress_programs(struct xdp_md *ctx)
 		return XDP_PASS;
 	if (!walk)
 		return XDP_ABORTED;
+	walk->judged = 0;
 	walk->undecided = 0;
 	walk->decided = VERDICT_PASS;
 	if (slot_programs(slot, SLOT_BEFORE))
 		walk->decided = programs_walk(ctx, number, PROGRAM_BEFORE);
 	verdict = program_run(ctx, config_redirect ? PROGRAM_JUDGE_REDIRECT : PROGRAM_JUDGE);
-	if (verdict == VERDICT_PASS && walk->undecided) {
+	if (!walk->judged) {
+		/* programs before have used up the tail calls that a packet has */
+		verdict = walk->decided == VERDICT_PASS ? VERDICT_ABORTED : walk->decided;
+		core_conclude(number, DIRECTION_EGRESS, verdict, xdp_len(ctx), 1);
+	} else if (verdict == VERDICT_PASS && walk->undecided) {
 		verdict = programs_walk(ctx, number, PROGRAM_AFTER);
 		core_conclude(number, DIRECTION_EGRESS, verdict, walk->len, 1);
 	}
 	/*
-	 * What veth sends back lies in the pod's ring until somebody polls, unless the pod runs XDP:
-	 * veth_xdp_flush() in drivers/net/veth.c asks for that (6.18), ndo_xdp_xmit() does not.
+	 * What veth itself sends back lies in the pod's ring until somebody polls, unless the pod
+	 * runs XDP: veth_xdp_flush() in drivers/net/veth.c asks for that (6.18), ndo_xdp_xmit() does
+	 * not. Not so on socket buffers, of which a redirect is dropped where it is larger than the
+	 * MTU, as GSO packets are (xdp_ok_fwd_dev() in include/linux/filter.h).
 	 */
-	return verdict == VERDICT_TX ? bpf_redirect(ctx->ingress_ifindex, 0) : verdict;
+	if (verdict == VERDICT_TX && config_xdp_frags)
+		return bpf_redirect(ctx->ingress_ifindex, 0);
+	return verdict;
 }
 
 /* The policy as xdp_egress_programs() calls it. Returns an XDP action. */
@@ -112,7 +127,10 @@ int xdp_judge(struct xdp_md *ctx)
 {
 	struct walk *walk = walk_scratch();
 
-	return walk ? xdp_hook(ctx, walk) : XDP_ABORTED;
+	if (!walk)
+		return XDP_ABORTED;
+	walk->judged = 1;
+	return xdp_hook(ctx, walk);
 }
 
 /*

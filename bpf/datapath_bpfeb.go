@@ -222,8 +222,8 @@ const (
 	DatapathPodFlagPOD_FOR_GENERIC    DatapathPodFlag = 32
 	DatapathPodFlagPOD_REDIRECT       DatapathPodFlag = 64
 	DatapathPodFlagPOD_UNFIT          DatapathPodFlag = 128
-	DatapathPodFlagPOD_PROGRAMS       DatapathPodFlag = 512
 	DatapathPodFlagPOD_BIG_TCP        DatapathPodFlag = 256
+	DatapathPodFlagPOD_PROGRAMS       DatapathPodFlag = 512
 )
 
 type DatapathPodMeta struct {
@@ -447,7 +447,7 @@ type DatapathWalk struct {
 	Decided   uint32
 	Undecided uint32
 	Len       uint32
-	Pad       uint32
+	Judged    uint32
 }
 
 type DatapathWay uint32

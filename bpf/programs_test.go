@@ -170,6 +170,10 @@ func TestPrograms(t *testing.T) {
 		{"a negative number", one(returning(-1)), nil, xdpAborted, sent, len(sent), []int{xdpAborted}},
 		{"a missing one", one(returning(xdpPass), nil), one(returning(xdpPass)),
 			xdpAborted, sent, len(sent), []int{xdpPass, xdpAborted, absent}},
+		// which is as if the policy were not there to be called
+		{"no tail call is left", one(returning(xdpPass)), one(returning(xdpPass)),
+			xdpAborted, sent, len(sent), []int{xdpPass, absent}},
+		{"dropped, and no tail call is left", one(returning(xdpDrop)), nil, xdpDrop, sent, len(sent), []int{xdpDrop}},
 		{"written before", one(writing(9)), nil, xdpPass, written, len(sent), []int{xdpPass}},
 		{"written after", nil, one(writing(9), returning(xdpTx)), xdpTx, written, len(sent), []int{xdpPass, xdpTx}},
 		{"longer before", one(growing(16)), nil, xdpPass, pushed, len(pushed), []int{xdpPass}},
@@ -178,6 +182,7 @@ func TestPrograms(t *testing.T) {
 			one(returning(2), returning(2), returning(2), returning(1)),
 			xdpDrop, sent, len(sent), []int{2, 2, 2, 2, 2, 2, 2, 1}},
 	}
+	noPolicy := map[string]bool{"no tail call is left": true, "dropped, and no tail call is left": true}
 	for _, frags := range []bool{true, false} {
 		r := newProgramsRig(t, frags)
 		for _, test := range tests {
@@ -187,10 +192,16 @@ func TestPrograms(t *testing.T) {
 			}
 			t.Run(name, func(t *testing.T) {
 				r.set(t, test.before, test.after)
+				if noPolicy[test.name] {
+					if err := r.PodPrograms.Delete(uint32(programJudge)); err != nil {
+						t.Fatal(err)
+					}
+					defer put(t, r.PodPrograms, uint32(programJudge), r.XdpJudge)
+				}
 				before, runsBefore := r.pod.counters(t), r.runs(t)
 				action, out := r.run(t, sent)
 				wantAction := test.action
-				if wantAction == xdpTx {
+				if wantAction == xdpTx && frags {
 					wantAction = xdpRedirect // to the interface itself, see xdp_egress_programs()
 				}
 				if action != wantAction {

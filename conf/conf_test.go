@@ -157,7 +157,7 @@ var broken = []struct{ name, in, details string }{
 		`want one of "acrossNetworks", "maxEndpoints", "maxFlows", did you mean "redirect.maxFlows"?`},
 	{"redirect: twice", `{"type":"xdp","redirect":true,"redirect":{}}`, `"redirect": given 2 times, as true and {}, want it once`},
 	{"programs: no object", `{"type":"xdp","programs":[{"program":"p"}]}`,
-		`"programs[0].object": missing, want the absolute path of a file, of at most 511 characters`},
+		`"programs[0].object": missing, want the absolute path of a file, of at most 511 bytes`},
 	{"programs: order", `{"type":"xdp","programs":[{"object":"/o","order":"first"}]}`,
 		`"programs[0].order": want one of "before", "after", got "first"`},
 	{"programs: dot in a name", `{"type":"xdp","programs":[{"object":"/o","name":"a.b"}]}`,

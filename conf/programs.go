@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"path"
 	"strings"
-	"unicode/utf8"
 )
 
 // MaxPrograms is how many user programs a pod can have.
@@ -52,7 +51,7 @@ var programObject = object[Program]{
 	},
 }
 
-// Limits of names, in characters.
+// Limits of names, in bytes.
 const (
 	maxProgramObject = 511
 	maxProgramName   = 127
@@ -60,12 +59,12 @@ const (
 )
 
 var (
-	file = text("the absolute path of a file, of at most 511 characters", func(s string) bool {
+	file = text("the absolute path of a file, of at most 511 bytes", func(s string) bool {
 		return path.IsAbs(s) && !strings.HasSuffix(s, "/") && !strings.ContainsRune(s, 0) &&
-			utf8.RuneCountInString(s) <= maxProgramObject
+			len(s) <= maxProgramObject
 	})
-	programName = text("the name of a function or section, of 1 to 127 characters", func(s string) bool {
-		return s != "" && utf8.RuneCountInString(s) <= maxProgramName && !strings.ContainsRune(s, 0)
+	programName = text("the name of a function or section, of 1 to 127 bytes", func(s string) bool {
+		return s != "" && len(s) <= maxProgramName && !strings.ContainsRune(s, 0)
 	})
 	// as bpffs takes them, which has no dots in names (bpf_lookup() in kernel/bpf/inode.c)
 	directoryName = text("a name of 1 to 63 letters, digits, _ and -", func(s string) bool {

@@ -3,11 +3,9 @@ package main
 import (
 	"context"
 	"errors"
-	"slices"
 
 	"github.com/containernetworking/cni/pkg/types"
 
-	"github.com/xdp-cni/xdp-cni/conf"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
 	"github.com/xdp-cni/xdp-cni/plugin/request"
 )
@@ -19,7 +17,7 @@ func status(ctx context.Context, c *call) error {
 	if err == nil {
 		err = c.datapath.Ready(datapath.ReadyOptions{
 			Mode: mode, Peers: c.conf.Stats.Peers, Redirect: c.conf.Redirect != nil, BigTCP: request.BigTCP(c.conf),
-			Programs: slices.ContainsFunc(c.conf.Programs, func(p conf.Program) bool { return !p.Optional }),
+			Programs: request.Programs(c.conf),
 		})
 	}
 	// runtimes ask often: it is the time to see what has become of the pods

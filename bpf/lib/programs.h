@@ -33,7 +33,7 @@ struct walk {
 	__u32 decided;   /* enum verdict of the programs before our policy */
 	__u32 undecided; /* not 0: the policy passes it, and it is not counted by verdict yet */
 	__u32 len;       /* bytes, with undecided */
-	__u32 pad;
+	__u32 judged;    /* not 0: the policy was called */
 };
 
 struct {

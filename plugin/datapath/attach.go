@@ -169,6 +169,10 @@ func (d *Datapath) newAttaching(opts AttachOptions) (*attaching, error) {
 		a.meta.flags |= bpf.DatapathPodFlagPOD_FOR_GENERIC
 	}
 	if a.programsOfOthers, err = d.pickPrograms(opts.Programs, a.Mode); err != nil {
+		if a.Mode != opts.Mode {
+			err = fmt.Errorf("mode %s is %s here, since %s has an ingress qdisc, as bandwidth before us adds (use mode native): %w",
+				opts.Mode, a.Mode, opts.HostName, err)
+		}
 		return nil, err
 	}
 	if len(a.programsOfOthers) > 0 {

@@ -76,7 +76,11 @@ func (h hook) isOurs(id ebpf.ProgramID, m *Meta) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("reading program %d: %w", id, err)
 	}
-	return notes.digest != "" && info.Name == h.bare(false).function, nil
+	function := h.bare(false).function
+	if h.isXDP() && m.has(bpf.DatapathPodFlagPOD_PROGRAMS) {
+		function = bpf.DatapathProgXdpEgressPrograms
+	}
+	return notes.digest != "" && info.Name == function[:min(len(function), maxObjectName)], nil
 }
 
 // attachLink attaches the program by a link, which lives as long as it is open or pinned.

@@ -59,6 +59,11 @@ type podProgram struct {
 	picked *programs.Program
 }
 
+// inHook names the loaded program that a shareable one is, in ModeTCX.
+func (p *podProgram) inHook() string {
+	return fmt.Sprintf("%x %s %t", p.picked.Object.Digest, p.picked.Function, p.After)
+}
+
 func (p Program) String() string {
 	if p.Program == "" {
 		return p.Object
@@ -78,7 +83,7 @@ func (d *Datapath) pickPrograms(list []Program, mode Mode) ([]podProgram, error)
 	cannot := d.canRunPrograms(mode)
 	var picked []podProgram
 	objects := map[string]*programs.Object{}
-	names := map[string]bool{}
+	names, once := map[string]bool{}, map[string]bool{}
 	for _, after := range []bool{false, true} {
 		for _, p := range list {
 			if p.After != after {
@@ -87,6 +92,9 @@ func (d *Datapath) pickPrograms(list []Program, mode Mode) ([]podProgram, error)
 			one, err := pickProgram(p, mode, objects)
 			if err == nil {
 				err = cannot
+			}
+			if err == nil && mode == ModeTCX && one.picked.Shareable() && once[one.inHook()] {
+				err = errors.New("it has no maps of its own, so all of it is one program, which the hook takes once")
 			}
 			if err == nil && names[one.name] {
 				err = fmt.Errorf("another program is known as %q too: give one of them a \"name\"", one.name)
@@ -99,7 +107,7 @@ func (d *Datapath) pickPrograms(list []Program, mode Mode) ([]podProgram, error)
 				d.Log.Warn("leaving out an optional program", "program", p.String(), "error", err)
 				continue
 			}
-			names[one.name] = true
+			names[one.name], once[one.inHook()] = true, true
 			picked = append(picked, *one)
 		}
 	}

@@ -65,7 +65,7 @@ func (a *attaching) loadPrograms(ctx context.Context) (err error) {
 	return a.locked(ctx, func() error {
 		if leftOut {
 			if err := a.pruneShared(a.node); err != nil {
-				return err
+				a.Log.Warn("not all that is shared could be looked at", "error", err)
 			}
 		}
 		// in mode tcx too: what runs behind the policy must see all that it lets pass, so nothing goes directly
@@ -111,13 +111,16 @@ func (l *loading) load(ctx context.Context, p podProgram) error {
 		if err := loaded.pinMaps(dir); err != nil || !shareable {
 			return err
 		}
-		return l.loadShared(p, loaded, shared)
+		// pinned under the lock too, or it would have no user yet for a DEL that looks for unused ones
+		if err := l.loadShared(p, loaded, shared); err != nil {
+			return err
+		}
+		return loaded.pin(dir)
 	})
 	if err == nil && !shareable {
-		err = l.loadOwn(p, loaded, shared)
-	}
-	if err == nil {
-		err = loaded.pin(dir)
+		if err = l.loadOwn(p, loaded, shared); err == nil {
+			err = loaded.pin(dir)
+		}
 	}
 	if err == nil {
 		err = l.attaching.before("entering program " + p.name)
@@ -317,6 +320,10 @@ func (n *node) sharedProgramMap(m programs.Map, frags bool) (*ebpf.Map, error) {
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("opening the node's map %s: %w", m.Name, err)
+	}
+	if m.HoldsObjects() && len(m.Spec.Contents) > 0 {
+		return nil, fmt.Errorf("%w: map %s is pinned by name and has programs or maps in it from the object, "+
+			"which would be one pod's: leave out either", ErrProgram, m.Name)
 	}
 	spec := m.Spec.Copy()
 	spec.Pinning = ebpf.PinNone

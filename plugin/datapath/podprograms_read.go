@@ -178,21 +178,26 @@ func comparePrograms(dir string, wanted []Program) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrCheck, err)
 	}
+	// in the order in which they run
+	wanted = slices.Clone(wanted)
+	slices.SortStableFunc(wanted, func(a, b Program) int { return int(flag(a.After)) - int(flag(b.After)) })
 	for _, w := range wanted {
-		i := slices.IndexFunc(list, func(p PodProgram) bool {
-			return p.Object == w.Object && p.Program == w.Program && p.After == w.After && (w.Name == "" || w.Name == p.Name)
-		})
 		switch {
-		case i >= 0:
-			list = slices.Delete(list, i, i+1)
+		case len(list) > 0 && list[0].isOf(w):
+			list = list[1:]
 		case !w.Optional:
-			return fmt.Errorf("%w: it was made without program %s, which is asked for now", ErrCheck, w)
+			return fmt.Errorf("%w: it was made without program %s at its place, where it is asked for now", ErrCheck, w)
 		}
 	}
 	if len(list) > 0 {
 		return fmt.Errorf("%w: it was made with program %s of %s, which is not asked for now", ErrCheck, list[0].Name, list[0].Object)
 	}
 	return nil
+}
+
+// isOf tells whether it is what the configuration asks for with w.
+func (p *PodProgram) isOf(w Program) bool {
+	return p.Object == w.Object && p.Program == w.Program && p.After == w.After && (w.Name == "" || w.Name == p.Name)
 }
 
 // pruneShared removes the node's shared programs and maps that no attachment has pinned any more. The caller holds the

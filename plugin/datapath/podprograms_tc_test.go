@@ -398,9 +398,16 @@ func TestTCProgramTwice(t *testing.T) {
 		opts.Programs = append(opts.Programs, one)
 	}
 	err := r.attach(opts)
-	if !errors.Is(err, datapath.ErrProgram) || !strings.Contains(err.Error(), "two: the hook runs it already") {
+	if !errors.Is(err, datapath.ErrProgram) || !strings.Contains(err.Error(), "which the hook takes once") {
 		t.Errorf("attach: %v", err)
 	}
+	r.expectUnchanged(before)
+	opts.Programs[1].Optional = true
+	r.mustAttach(opts)
+	if list := r.podPrograms(); len(list) != 1 || list[0].Name != "one" {
+		t.Errorf("programs %+v, want one", list)
+	}
+	r.mustDetach(opts)
 	r.expectUnchanged(before)
 }
 
@@ -414,7 +421,7 @@ func TestTCProgramsNeedTCX(t *testing.T) {
 	for what, err := range map[string]error{
 		"attach": r.attach(opts),
 		"ready": r.do(func(d *datapath.Datapath) error {
-			return d.Ready(datapath.ReadyOptions{Mode: datapath.ModeTCX, Programs: true})
+			return d.Ready(datapath.ReadyOptions{Mode: datapath.ModeTCX, Programs: opts.Programs})
 		}),
 	} {
 		if !errors.Is(err, datapath.ErrUnsupported) || !strings.Contains(err.Error(), "6.6") {

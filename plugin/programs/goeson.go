@@ -12,8 +12,11 @@ const (
 	tcxRedirect = 7
 )
 
-// entryOfTC is the symbol of what goesOn puts in front.
-const entryOfTC = "xdp_cni_goes_on"
+// Symbols of what goesOn puts in front, which no function of C can have.
+const (
+	entryOfTC = "xdp-cni/goes_on"
+	labelEnd  = "xdp-cni/end"
+)
 
 // goesOn returns a tc program that drops and redirects what the given one does, and lets all else go on to the next
 // program at the hook. By itself a program ends the walk there by whatever else than TCX_NEXT it returns, TC_ACT_OK
@@ -31,10 +34,10 @@ func goesOn(prog asm.Instructions) asm.Instructions {
 		// 6.12.117, where TC_ACT_OK went past the policy). After this they know nothing of it.
 		asm.Xor.Reg(asm.R0, asm.R6),
 		asm.Xor.Reg(asm.R0, asm.R6),
-		asm.JEq.Imm32(asm.R0, tcxDrop, "end"),
-		asm.JEq.Imm32(asm.R0, tcxRedirect, "end"),
+		asm.JEq.Imm32(asm.R0, tcxDrop, labelEnd),
+		asm.JEq.Imm32(asm.R0, tcxRedirect, labelEnd),
 		asm.Mov.Imm(asm.R0, tcxNext),
-		asm.Return().WithSymbol("end"),
+		asm.Return().WithSymbol(labelEnd),
 	}
 	if fn := btf.FuncMetadata(first); fn != nil {
 		entry[0] = btf.WithFuncMetadata(entry[0], &btf.Func{Name: fn.Name, Type: fn.Type, Linkage: btf.GlobalFunc})

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -51,7 +52,37 @@ func Read(path string) (*Object, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrObject, path, err)
 	}
+	if err := checkNames(spec); err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrObject, path, err)
+	}
 	return &Object{Path: path, Digest: sha256.Sum256(data), spec: spec}, nil
+}
+
+// Names as C has them, of programs and maps, and those of sections of global data. They become names of pins: an object
+// that was not made from C may have any others, with slashes too.
+var (
+	identifier = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,126}$`)
+	section    = regexp.MustCompile(`^[A-Za-z_.][A-Za-z0-9_.]{0,126}$`)
+)
+
+// checkNames says which name of a program or map cannot be that of a pin, or would be that of two.
+func checkNames(spec *ebpf.CollectionSpec) error {
+	for name := range spec.Programs {
+		if !identifier.MatchString(name) {
+			return fmt.Errorf("a program has the name %q, which is no identifier of C of at most 127 characters", name)
+		}
+	}
+	pins := map[string]string{}
+	for _, name := range slices.Sorted(maps.Keys(spec.Maps)) {
+		if !section.MatchString(name) {
+			return fmt.Errorf("a map has the name %q, which is no identifier of C of at most 127 characters", name)
+		}
+		if other, taken := pins[PinName(name)]; taken {
+			return fmt.Errorf("maps %s and %s would have the same pin", other, name)
+		}
+		pins[PinName(name)] = name
+	}
+	return nil
 }
 
 // checkELF says what is wrong with an object in the words of whoever made it.
@@ -67,8 +98,14 @@ func checkELF(data []byte) error {
 	if f.ByteOrder.Uint16(one) != binary.NativeEndian.Uint16(one) {
 		return fmt.Errorf("it is for machines of the other byte order (%s)", f.ByteOrder)
 	}
-	hasMaps := false
+	hasMaps, size := false, uint64(0)
 	for _, s := range f.Sections {
+		if s.Flags&elf.SHF_ALLOC != 0 {
+			// .bss is not in the file, and is made in memory; a sum of few sizes that were compared cannot overflow
+			if size += min(s.Size, maxSize+1); size > maxSize {
+				return fmt.Errorf("its programs and global data take more than %d bytes", maxSize)
+			}
+		}
 		if s.Name == "maps" || strings.HasPrefix(s.Name, "maps/") {
 			return fmt.Errorf("its maps are in a legacy section %q, as libbpf before 1.0 had them (struct bpf_map_def): "+
 				"define them in \".maps\"", s.Name)
@@ -160,6 +197,15 @@ type Map struct {
 	Spec       *ebpf.MapSpec
 }
 
+// HoldsObjects tells whether the map is one of maps or of programs.
+func (m Map) HoldsObjects() bool {
+	switch m.Spec.Type {
+	case ebpf.ProgramArray, ebpf.ArrayOfMaps, ebpf.HashOfMaps:
+		return true
+	}
+	return false
+}
+
 // PinName is the map's name without what bpffs refuses: .rodata is _rodata.
 func PinName(name string) string { return strings.ReplaceAll(name, ".", "_") }
 
@@ -178,10 +224,11 @@ func (p *Program) Maps() []Map {
 	return list
 }
 
-// Shareable tells whether one loaded program can serve all pods: it keeps nothing in maps of its own.
+// Shareable tells whether one loaded program can serve all pods: it has no maps of its own but constants, which nobody
+// can change.
 func (p *Program) Shareable() bool {
 	for _, m := range p.Maps() {
-		if !m.Shared && m.Spec.Flags&unix.BPF_F_RDONLY_PROG == 0 {
+		if !m.Shared && !strings.HasPrefix(m.Name, ".rodata") && m.Name != ".kconfig" {
 			return false
 		}
 	}

@@ -2,6 +2,7 @@ package programs
 
 import (
 	"bytes"
+	"debug/elf"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -51,6 +52,25 @@ func mustPick(t *testing.T, path, program string) *Program {
 	return p
 }
 
+// hugeBSS returns an object whose .bss takes 3 GiB.
+func hugeBSS(t *testing.T, object []byte) []byte {
+	t.Helper()
+	f, err := elf.NewFile(bytes.NewReader(object))
+	if err != nil {
+		t.Fatal(err)
+	}
+	object = bytes.Clone(object)
+	sections := binary.NativeEndian.Uint64(object[40:]) // e_shoff
+	for i, section := range f.Sections {
+		if section.Name == ".bss" {
+			binary.NativeEndian.PutUint64(object[sections+uint64(i)*64+32:], 3<<30) // sh_size
+			return object
+		}
+	}
+	t.Fatal("it has no .bss")
+	return nil
+}
+
 // TestUnusable: what is wrong with an object, or with what is asked of it, is said in words, with its path.
 func TestUnusable(t *testing.T) {
 	dir := t.TempDir()
@@ -67,6 +87,9 @@ func TestUnusable(t *testing.T) {
 		t.Fatal(err)
 	}
 	text, empty, half := file("text", []byte("#!/bin/sh\n")), file("empty", nil), file("half", whole[:len(whole)/2])
+	// of the same length, in the string tables of ELF and BTF
+	path := file("path", bytes.ReplaceAll(whole, []byte("count_own\x00"), []byte("../../own\x00")))
+	dash := file("dash", bytes.ReplaceAll(whole, []byte("\x00own_counters\x00"), []byte("\x00own-counters\x00")))
 	loop := filepath.Join(dir, "loop")
 	if err := os.Symlink(loop, loop); err != nil {
 		t.Fatal(err)
@@ -88,6 +111,9 @@ func TestUnusable(t *testing.T) {
 		{"other byte order", "testdata/bigendian.o", "", ErrObject, []string{"other byte order"}},
 		{"legacy maps", "testdata/legacy.bpf.o", "", ErrObject, []string{`legacy section "maps"`, `".maps"`}},
 		{"no BTF", "testdata/nobtf.o", "pass", ErrObject, []string{"no BTF", "clang -g"}},
+		{"a path for a name", path, "", ErrObject, []string{`"../../own"`, "no identifier"}},
+		{"a dash in a map's name", dash, "", ErrObject, []string{`"own-counters"`, "no identifier"}},
+		{"huge .bss", file("huge", hugeBSS(t, whole)), "", ErrObject, []string{"more than 67108864 bytes"}},
 		{"weak option", "testdata/weak.bpf.o", "", ErrObject, []string{"CONFIG_NO_SUCH_OPTION", "WEAK"}},
 		{"no name", several, "", ErrObject, []string{"must be said", all}},
 		{"wrong name", several, "passs", ErrObject, []string{`no program or section "passs"`, all}},

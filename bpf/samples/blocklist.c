@@ -2,8 +2,8 @@
 
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
- * Drops packets to the addresses of a list: 100,000 prefixes and more, of either family. XDP on a pod
- * sees what the pod sends, so destinations are looked at. The list comes from a file:
+ * Drops packets to the addresses of a list: 100,000 prefixes and more, of either family. XDP on a
+ * pod sees what the pod sends, so destinations are looked at. The list comes from a file:
  *
  *     xdpctl programs load POD blocklist_v4 blocklist_v6 -f FILE
  */

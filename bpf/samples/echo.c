@@ -3,8 +3,8 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
  * Answers echo requests (ping) of the pod on the spot, whatever address they are for: every address
- * looks alive. The request is turned into the reply in place and sent back out of the interface that
- * it came in by (XDP_TX).
+ * looks alive. The request is turned into the reply in place and sent back out of the interface
+ * that it came in by (XDP_TX).
  */
 #include "lib/checksum.h"
 #include "lib/headers.h"
@@ -48,8 +48,9 @@ static __always_inline void set_type(struct echo *icmp, __u8 type)
 }
 
 /*
- * Whether an address may stand on either side of a reply: not multicast, broadcast or "this network",
- * which must not be answered, or not from (RFC 1122, 3.2.2.6). address is in network byte order.
+ * Whether an address may stand on either side of a reply: not multicast, broadcast or "this
+ * network", which must not be answered, or not from (RFC 1122, 3.2.2.6). address is in network byte
+ * order.
  */
 static __always_inline bool ipv4_answers(__be32 address)
 {
@@ -86,8 +87,8 @@ static __always_inline bool answer_ipv4(struct iphdr *ip, struct echo *icmp)
 	ip->check = checksum_replace(ip->check, from, to);
 	set_type(icmp, ICMP_REPLY);
 	/*
-	 * A reply of nothing but zeroes has this checksum, and not 0, which comes out here. Where 0 would
-	 * be right this one is as well: both are zero in one's complement.
+	 * A reply of nothing but zeroes has this checksum, and not 0, which comes out here. Where 0
+	 * would be right this one is as well: both are zero in one's complement.
 	 */
 	if (icmp->checksum == 0)
 		icmp->checksum = 0xffff;
@@ -123,7 +124,10 @@ int xdp_icmp_echo(struct xdp_md *ctx)
 	/* nothing that is sent to many gets an answer */
 	if (!eth || (eth->h_dest[0] & 1) || !parse_ip(&c, ethertype, &ip))
 		return XDP_PASS;
-	/* a reply must not take over options (RFC 1122, 3.2.2.6), and wants all fragments of the request */
+	/*
+	 * a reply must not take over options (RFC 1122, 3.2.2.6), and wants all fragments of the
+	 * request
+	 */
 	if (ip.options || ip.fragment)
 		return XDP_PASS;
 	icmp = parse_l4(&c, &ip, sizeof(*icmp));

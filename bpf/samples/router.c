@@ -6,8 +6,8 @@
  * plain case goes to the stack, which does it right: an expired TTL, options, a packet that is too
  * long, a neighbour that is not known yet, a route that refuses.
  *
- * It is for routed pods (the ptp plugin), and in native mode under the conditions that switch.c names.
- * Netfilter and conntrack do not see these packets.
+ * It is for routed pods (the ptp plugin), and in native mode under the conditions that switch.c
+ * names. Netfilter and conntrack do not see these packets.
  */
 #include "lib/checksum.h"
 #include "lib/headers.h"
@@ -33,7 +33,10 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } router_ports SEC(".maps");
 
-/* Whether a packet may be forwarded at all. IPv4 addresses that may not are known to the routing table. */
+/*
+ * Whether a packet may be forwarded at all. IPv4 addresses that may not are known to the routing
+ * table.
+ */
 static __always_inline bool ipv6_forwards(const struct in6_addr *address)
 {
 	__u16 first = bpf_ntohs(address->in6_u.u6_addr16[0]);

@@ -16,8 +16,8 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 /* As struct bpf_lpm_trie_key (include/uapi/linux/bpf.h). */
 struct prefix_v4 {
-	__u32 length;   /* 0 to 32, host byte order */
-	__be32 address; /* network byte order */
+	__u32 length;    /* 0 to 32, host byte order */
+	__u8 address[4]; /* network byte order */
 };
 
 struct prefix_v6 {
@@ -63,8 +63,9 @@ int xdp_blocklist(struct xdp_md *ctx)
 		__builtin_memcpy(key.address, &ip.v6->daddr, sizeof(key.address));
 		blocked = bpf_map_lookup_elem(&blocklist_v6, &key);
 	} else if (ip.v4) {
-		struct prefix_v4 key = {.length = 32, .address = ip.v4->daddr};
+		struct prefix_v4 key = {.length = 32};
 
+		__builtin_memcpy(key.address, &ip.v4->daddr, sizeof(key.address));
 		blocked = bpf_map_lookup_elem(&blocklist_v4, &key);
 	}
 	if (!blocked)

@@ -6,6 +6,7 @@
  * looks alive. The request is turned into the reply in place and sent back out of the interface
  * that it came in by (XDP_TX).
  */
+#include "lib/addresses.h"
 #include "lib/checksum.h"
 #include "lib/headers.h"
 
@@ -47,28 +48,6 @@ static __always_inline void set_type(struct echo *icmp, __u8 type)
 	icmp->checksum = checksum_replace(icmp->checksum, from, bpf_htons(type << 8 | icmp->code));
 }
 
-/*
- * Whether an address may stand on either side of a reply: not multicast, broadcast or "this
- * network", which must not be answered, or not from (RFC 1122, 3.2.2.6). address is in network byte
- * order.
- */
-static __always_inline bool ipv4_answers(__be32 address)
-{
-	__u8 first = bpf_ntohl(address) >> 24;
-
-	return first != 0 && first != 127 && first < 224;
-}
-
-/* As ipv4_answers(): not multicast (ff00::/8), and not the unspecified or the loopback address. */
-static __always_inline bool ipv6_answers(const struct in6_addr *address)
-{
-	const __be32 *word = address->in6_u.u6_addr32;
-
-	if (address->in6_u.u6_addr8[0] == 0xff)
-		return false;
-	return word[0] != 0 || word[1] != 0 || word[2] != 0 || bpf_ntohl(word[3]) > 1;
-}
-
 static __always_inline bool answer_ipv4(struct iphdr *ip, struct echo *icmp)
 {
 	__be32 address = ip->saddr;
@@ -78,7 +57,8 @@ static __always_inline bool answer_ipv4(struct iphdr *ip, struct echo *icmp)
 
 	if (icmp->type != ICMP_REQUEST || icmp->code != 0)
 		return false;
-	if (!ipv4_answers(ip->saddr) || !ipv4_answers(ip->daddr))
+	/* others must not be answered, or answered from (RFC 1122, 3.2.2.6) */
+	if (!ipv4_is_host(ip->saddr) || !ipv4_is_host(ip->daddr))
 		return false;
 	/* what only changes its place does not change the sum */
 	ip->saddr = ip->daddr;
@@ -101,7 +81,7 @@ static __always_inline bool answer_ipv6(struct ipv6hdr *ip, struct echo *icmp)
 
 	if (icmp->type != ICMPV6_REQUEST || icmp->code != 0)
 		return false;
-	if (!ipv6_answers(&ip->saddr) || !ipv6_answers(&ip->daddr))
+	if (!ipv6_is_host(&ip->saddr) || !ipv6_is_host(&ip->daddr))
 		return false;
 	ip->saddr = ip->daddr;
 	ip->daddr = address;

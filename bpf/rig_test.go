@@ -16,6 +16,7 @@ import (
 	"github.com/xdp-cni/xdp-cni/bpf"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
 	"github.com/xdp-cni/xdp-cni/tests"
+	"github.com/xdp-cni/xdp-cni/tests/packets"
 	"github.com/xdp-cni/xdp-cni/tests/priv"
 )
 
@@ -309,11 +310,6 @@ type skBuff struct {
 	_       [12]byte
 }
 
-// xdpMD is struct xdp_md (include/uapi/linux/bpf.h).
-type xdpMD struct {
-	Data, DataEnd, DataMeta, IngressIfindex, RXQueueIndex, EgressIfindex uint32
-}
-
 // pass is the verdict of the hook that lets a packet go on.
 func (h hook) pass() uint32 {
 	if h.xdp {
@@ -331,7 +327,7 @@ func (h hook) run(t testing.TB, in input) error {
 	case !h.xdp && (in.gsoSize != 0 || in.gsoSegs != 0):
 		opts.Context = skBuff{GSOSize: in.gsoSize, GSOSegs: in.gsoSegs}
 	case h.xdp && in.readable != 0:
-		opts.Context = xdpMD{DataEnd: uint32(in.readable)}
+		opts.Context = packets.XDPContext{DataEnd: uint32(in.readable)}
 	}
 	verdict, err := h.program.Run(&opts)
 	if err != nil {

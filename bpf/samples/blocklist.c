@@ -2,8 +2,8 @@
 
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
- * Drops packets to the addresses of a list: 100,000 prefixes and more, of either family. XDP on a pod
- * sees what the pod sends, so destinations are looked at. The list comes from a file:
+ * Drops packets to the addresses of a list: 100,000 prefixes and more, of either family. XDP on a
+ * pod sees what the pod sends, so destinations are looked at. The list comes from a file:
  *
  *     xdpctl programs load POD blocklist_v4 blocklist_v6 -f FILE
  */
@@ -16,8 +16,8 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 /* As struct bpf_lpm_trie_key (include/uapi/linux/bpf.h). */
 struct prefix_v4 {
-	__u32 length;   /* 0 to 32, host byte order */
-	__be32 address; /* network byte order */
+	__u32 length;    /* 0 to 32, host byte order */
+	__u8 address[4]; /* network byte order */
 };
 
 struct prefix_v6 {
@@ -63,8 +63,9 @@ int xdp_blocklist(struct xdp_md *ctx)
 		__builtin_memcpy(key.address, &ip.v6->daddr, sizeof(key.address));
 		blocked = bpf_map_lookup_elem(&blocklist_v6, &key);
 	} else if (ip.v4) {
-		struct prefix_v4 key = {.length = 32, .address = ip.v4->daddr};
+		struct prefix_v4 key = {.length = 32};
 
+		__builtin_memcpy(key.address, &ip.v4->daddr, sizeof(key.address));
 		blocked = bpf_map_lookup_elem(&blocklist_v4, &key);
 	}
 	if (!blocked)

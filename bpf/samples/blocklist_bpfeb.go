@@ -21,7 +21,7 @@ type BlocklistBlocked struct {
 type BlocklistPrefixV4 struct {
 	_       structs.HostLayout
 	Length  uint32
-	Address uint32
+	Address [4]uint8
 }
 
 type BlocklistPrefixV6 struct {

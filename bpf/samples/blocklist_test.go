@@ -9,25 +9,27 @@ import (
 	"github.com/xdp-cni/xdp-cni/tests/packets"
 )
 
+// blocklist returns the list of a prefix's family, and the prefix as a key of it.
+func blocklist(c *ebpf.Collection, prefix netip.Prefix) (list *ebpf.Map, key any) {
+	length, a := uint32(prefix.Bits()), prefix.Addr()
+	if a.Is4() {
+		return c.Maps["blocklist_v4"], BlocklistPrefixV4{Length: length, Address: a.As4()}
+	}
+	return c.Maps["blocklist_v6"], BlocklistPrefixV6{Length: length, Address: a.As16()}
+}
+
 // block enters a prefix in the list of its family.
 func block(t testing.TB, c *ebpf.Collection, prefix netip.Prefix) {
 	t.Helper()
-	if a := prefix.Addr(); a.Is4() {
-		put(t, c.Maps["blocklist_v4"], append(hostWord(uint32(prefix.Bits())), a.AsSlice()...), BlocklistBlocked{})
-	} else {
-		put(t, c.Maps["blocklist_v6"], BlocklistPrefixV6{Length: uint32(prefix.Bits()), Address: a.As16()}, BlocklistBlocked{})
-	}
+	list, key := blocklist(c, prefix)
+	put(t, list, key, BlocklistBlocked{})
 }
 
 // blocked is what a prefix has dropped.
 func blocked(t testing.TB, c *ebpf.Collection, prefix netip.Prefix) (b BlocklistBlocked) {
 	t.Helper()
-	var key any = BlocklistPrefixV6{Length: uint32(prefix.Bits()), Address: prefix.Addr().As16()}
-	m := c.Maps["blocklist_v6"]
-	if prefix.Addr().Is4() {
-		key, m = append(hostWord(uint32(prefix.Bits())), prefix.Addr().AsSlice()...), c.Maps["blocklist_v4"]
-	}
-	if err := m.Lookup(key, &b); err != nil {
+	list, key := blocklist(c, prefix)
+	if err := list.Lookup(key, &b); err != nil {
 		t.Fatalf("%s: %v", prefix, err)
 	}
 	return b
@@ -37,13 +39,16 @@ func TestBlocklist(t *testing.T) {
 	c := load(t, "blocklist")
 	p := c.Programs["xdp_blocklist"]
 	prefix := netip.MustParsePrefix
-	for _, s := range []string{"10.1.0.0/16", "10.1.2.0/24", "192.0.2.7/32", "2001:db8:bad::/48", "2001:db8:bad:1::5/128"} {
+	for _, s := range []string{
+		"10.1.0.0/16", "10.1.2.0/24", "192.0.2.7/32", "2001:db8:bad::/48", "2001:db8:bad:1::5/128",
+	} {
 		block(t, c, prefix(s))
 	}
 	hits := map[string]uint64{}
 	for tag := range tags {
 		for _, test := range []struct{ to, by string }{
-			{"10.1.0.0", "10.1.0.0/16"}, {"10.1.255.255", "10.1.0.0/16"}, {"10.1.2.3", "10.1.2.0/24"}, {"192.0.2.7", "192.0.2.7/32"},
+			{"10.1.0.0", "10.1.0.0/16"}, {"10.1.255.255", "10.1.0.0/16"}, {"10.1.2.3", "10.1.2.0/24"},
+			{"192.0.2.7", "192.0.2.7/32"},
 			{"10.2.0.0", ""}, {"10.0.255.255", ""}, {"192.0.2.6", ""}, {"1.10.0.1", ""},
 			{"2001:db8:bad::1", "2001:db8:bad::/48"}, {"2001:db8:bad:1::5", "2001:db8:bad:1::5/128"},
 			{"2001:db8:bac:ffff::", ""}, {"2001:db8:bae::", ""}, {"::ffff:10.1.0.0", ""},

@@ -5,8 +5,8 @@
  * Spreads a pod's packets over CPUs, by flow: the stack then works on them there. A flow stays on
  * its CPU, so its packets stay in order. All that is not IP is worked on where it came in.
  *
- * In native mode packets of the pod's own sockets lose their unfinished checksums on the way: tx
- * checksum offload must be off in the pod. In generic mode it takes kernel 5.15; before that the
+ * In native mode packets lose their unfinished checksums on the way: the plugin has the pod's own
+ * sockets finish them. In generic mode it takes kernel 5.15; before that the
  * kernel drops what is redirected to a CPU.
  */
 #include "lib/headers.h"
@@ -93,7 +93,10 @@ int xdp_spread_cpus(struct xdp_md *ctx)
 		return XDP_PASS;
 	/* by the upper bits of the hash: those below do not depend on all of what went in */
 	index = (__u64)flow_hash(&c, &ip) * count >> 32;
-	/* the compiler knows that it is below count, and the verifier does not: check it for the latter */
+	/*
+	 * the compiler knows that it is below count, and the verifier does not: check it for the
+	 * latter
+	 */
 	barrier_var(index);
 	if (index >= MAX_CPUS)
 		return XDP_PASS;

@@ -3,9 +3,10 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
  * Answers echo requests (ping) of the pod on the spot, whatever address they are for: every address
- * looks alive. The request is turned into the reply in place and sent back out of the interface that
- * it came in by (XDP_TX).
+ * looks alive. The request is turned into the reply in place and sent back out of the interface
+ * that it came in by (XDP_TX).
  */
+#include "lib/addresses.h"
 #include "lib/checksum.h"
 #include "lib/headers.h"
 
@@ -47,27 +48,6 @@ static __always_inline void set_type(struct echo *icmp, __u8 type)
 	icmp->checksum = checksum_replace(icmp->checksum, from, bpf_htons(type << 8 | icmp->code));
 }
 
-/*
- * Whether an address may stand on either side of a reply: not multicast, broadcast or "this network",
- * which must not be answered, or not from (RFC 1122, 3.2.2.6). address is in network byte order.
- */
-static __always_inline bool ipv4_answers(__be32 address)
-{
-	__u8 first = bpf_ntohl(address) >> 24;
-
-	return first != 0 && first != 127 && first < 224;
-}
-
-/* As ipv4_answers(): not multicast (ff00::/8), and not the unspecified or the loopback address. */
-static __always_inline bool ipv6_answers(const struct in6_addr *address)
-{
-	const __be32 *word = address->in6_u.u6_addr32;
-
-	if (address->in6_u.u6_addr8[0] == 0xff)
-		return false;
-	return word[0] != 0 || word[1] != 0 || word[2] != 0 || bpf_ntohl(word[3]) > 1;
-}
-
 static __always_inline bool answer_ipv4(struct iphdr *ip, struct echo *icmp)
 {
 	__be32 address = ip->saddr;
@@ -77,7 +57,8 @@ static __always_inline bool answer_ipv4(struct iphdr *ip, struct echo *icmp)
 
 	if (icmp->type != ICMP_REQUEST || icmp->code != 0)
 		return false;
-	if (!ipv4_answers(ip->saddr) || !ipv4_answers(ip->daddr))
+	/* others must not be answered, or answered from (RFC 1122, 3.2.2.6) */
+	if (!ipv4_is_host(ip->saddr) || !ipv4_is_host(ip->daddr))
 		return false;
 	/* what only changes its place does not change the sum */
 	ip->saddr = ip->daddr;
@@ -86,8 +67,8 @@ static __always_inline bool answer_ipv4(struct iphdr *ip, struct echo *icmp)
 	ip->check = checksum_replace(ip->check, from, to);
 	set_type(icmp, ICMP_REPLY);
 	/*
-	 * A reply of nothing but zeroes has this checksum, and not 0, which comes out here. Where 0 would
-	 * be right this one is as well: both are zero in one's complement.
+	 * A reply of nothing but zeroes has this checksum, and not 0, which comes out here. Where 0
+	 * would be right this one is as well: both are zero in one's complement.
 	 */
 	if (icmp->checksum == 0)
 		icmp->checksum = 0xffff;
@@ -100,7 +81,7 @@ static __always_inline bool answer_ipv6(struct ipv6hdr *ip, struct echo *icmp)
 
 	if (icmp->type != ICMPV6_REQUEST || icmp->code != 0)
 		return false;
-	if (!ipv6_answers(&ip->saddr) || !ipv6_answers(&ip->daddr))
+	if (!ipv6_is_host(&ip->saddr) || !ipv6_is_host(&ip->daddr))
 		return false;
 	ip->saddr = ip->daddr;
 	ip->daddr = address;
@@ -123,7 +104,10 @@ int xdp_icmp_echo(struct xdp_md *ctx)
 	/* nothing that is sent to many gets an answer */
 	if (!eth || (eth->h_dest[0] & 1) || !parse_ip(&c, ethertype, &ip))
 		return XDP_PASS;
-	/* a reply must not take over options (RFC 1122, 3.2.2.6), and wants all fragments of the request */
+	/*
+	 * a reply must not take over options (RFC 1122, 3.2.2.6), and wants all fragments of the
+	 * request
+	 */
 	if (ip.options || ip.fragment)
 		return XDP_PASS;
 	icmp = parse_l4(&c, &ip, sizeof(*icmp));

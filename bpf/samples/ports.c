@@ -47,14 +47,17 @@ static __always_inline __u16 pseudo_header(const struct ip *ip)
 }
 
 /*
- * Whether a checksum is left to be finished. The stack of a pod leaves that to the device, and veth to
- * whoever gets the packet: until then the field holds the sum of the pseudo-header (CHECKSUM_PARTIAL
- * in include/linux/skbuff.h), and the port goes in when the checksum is finished. XDP is not told, but
- * can look: a finished checksum has the same value once in 65,536 packets.
+ * Whether a checksum is left to be finished. The stack of a pod leaves that to the device, and veth
+ * to whoever gets the packet: until then the field holds the sum of the pseudo-header
+ * (CHECKSUM_PARTIAL in include/linux/skbuff.h), and the port goes in when the checksum is finished.
+ * XDP is not told, but can look. A finished checksum has the same value once in 65,536 packets:
+ * such a packet leaves with a wrong one, and the receiver drops it. So it does with a
+ * retransmission that is the same byte for byte; TCP's differ by their timestamps, where these are
+ * on.
  */
 static __always_inline bool is_unfinished(const struct ip *ip, __sum16 checksum)
 {
-	/* who cuts a datagram up finishes its checksum first; a BIG TCP packet has yet to be cut up */
+	/* who cuts a datagram up finishes its checksum first; BIG TCP has yet to be cut up */
 	if (ip->fragment)
 		return false;
 	return ip->big || checksum == pseudo_header(ip);
@@ -86,7 +89,7 @@ int xdp_rewrite_ports(struct xdp_md *ctx)
 
 	if (!parse_ethernet(&c, &ethertype) || !parse_ip(&c, ethertype, &ip))
 		return XDP_PASS;
-	/* of a datagram in fragments the first has the ports and the checksum over all: it will do */
+	/* of a datagram in fragments the first has the ports and the checksum: it will do */
 	if (ip.protocol == IPPROTO_TCP) {
 		struct tcphdr *tcp = parse_l4(&c, &ip, sizeof(*tcp));
 

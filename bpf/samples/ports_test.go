@@ -4,25 +4,35 @@ import (
 	"encoding/binary"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/xdp-cni/xdp-cni/tests/packets"
 )
 
+// rewrite has a destination port of a protocol replaced by another.
+func rewrite(t testing.TB, c *ebpf.Collection, protocol uint8, from, to uint16) {
+	t.Helper()
+	put(t, c.Maps["port_rewrites"], PortsPort{Port: packets.NetworkOrder(from), Protocol: protocol},
+		PortsPortRewrite{Port: packets.NetworkOrder(to)})
+}
+
 func TestPorts(t *testing.T) {
 	c := load(t, "ports")
-	p, table := c.Programs["xdp_rewrite_ports"], c.Maps["port_rewrites"]
-	put(t, table, PortsPort{Port: network(80), Protocol: unix.IPPROTO_TCP}, PortsPortRewrite{Port: network(8080)})
-	put(t, table, PortsPort{Port: network(53), Protocol: unix.IPPROTO_UDP}, PortsPortRewrite{Port: network(0xff53)})
-	put(t, table, PortsPort{Port: network(5), Protocol: unix.IPPROTO_UDP}, PortsPortRewrite{Port: network(6)})
+	p := c.Programs["xdp_rewrite_ports"]
+	rewrite(t, c, unix.IPPROTO_TCP, 80, 8080)
+	rewrite(t, c, unix.IPPROTO_UDP, 53, 0xff53)
+	rewrite(t, c, unix.IPPROTO_UDP, 5, 6)
 	tcp := func(port uint16) packets.Layer { return packets.TCP{DstPort: port, Options: []byte{1, 1, 1}} }
 	udp := func(port uint16) packets.Layer { return packets.UDP{DstPort: port} }
 
-	type rewrite struct {
+	padN := append([]byte{1, 12}, make([]byte, 12)...) // RFC 8200, 4.2
+
+	type change struct {
 		layer    func(uint16) packets.Layer
 		from, to uint16
 	}
-	for name, r := range map[string]rewrite{
+	for name, r := range map[string]change{
 		"tcp": {tcp, 80, 8080}, "udp": {udp, 53, 0xff53},
 		"tcp of another port": {tcp, 81, 81}, "tcp of udp's port": {tcp, 53, 53}, "udp of tcp's port": {udp, 80, 80},
 	} {
@@ -32,7 +42,7 @@ func TestPorts(t *testing.T) {
 				"IPv4 options":   {packets.IPv4{Options: make([]byte, 8)}},
 				"IPv4 padded":    {packets.IPv4{}},
 				"IPv6":           {packets.IPv6{}},
-				"IPv6 extension": {packets.IPv6{}, packets.HopByHop(), packets.DestOptions(1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)},
+				"IPv6 extension": {packets.IPv6{}, packets.HopByHop(), packets.DestOptions(padN...)},
 				"IPv6 atomic":    {packets.IPv6{}, packets.Fragment{}},
 			} {
 				for _, size := range []int{0, 1, 1400} {
@@ -61,7 +71,7 @@ func TestPorts(t *testing.T) {
 // TestPortsFragments rewrites the first fragment, whose checksum is over the whole datagram.
 func TestPortsFragments(t *testing.T) {
 	c := load(t, "ports")
-	put(t, c.Maps["port_rewrites"], PortsPort{Port: network(53), Protocol: unix.IPPROTO_UDP}, PortsPortRewrite{Port: network(5353)})
+	rewrite(t, c, unix.IPPROTO_UDP, 53, 5353)
 	for name, layers := range map[string][]packets.Layer{
 		"IPv4": {packets.IPv4{MoreFragments: true}}, "IPv6": {packets.IPv6{}, packets.Fragment{More: true}},
 	} {
@@ -77,8 +87,8 @@ func TestPortsFragments(t *testing.T) {
 func TestPortsChecksums(t *testing.T) {
 	c := load(t, "ports")
 	p := c.Programs["xdp_rewrite_ports"]
-	put(t, c.Maps["port_rewrites"], PortsPort{Port: network(53), Protocol: unix.IPPROTO_UDP}, PortsPortRewrite{Port: network(5353)})
-	put(t, c.Maps["port_rewrites"], PortsPort{Port: network(53), Protocol: unix.IPPROTO_TCP}, PortsPortRewrite{Port: network(5353)})
+	rewrite(t, c, unix.IPPROTO_UDP, 53, 5353)
+	rewrite(t, c, unix.IPPROTO_TCP, 53, 5353)
 	const udpSum, tcpSum = 6, 16 // in their headers
 	// with puts a value in the place of a checksum, which is at off behind l4
 	with := func(frame []byte, off int, sum uint16) []byte {
@@ -91,7 +101,8 @@ func TestPortsChecksums(t *testing.T) {
 	tcp := func(ip packets.Layer, port uint16) []byte { return build(ip, packets.TCP{DstPort: port}) }
 
 	t.Run("none", func(t *testing.T) {
-		expect(t, p, with(udp(packets.IPv4{}, 53), l4+udpSum, 0), xdpPass, with(udp(packets.IPv4{}, 5353), l4+udpSum, 0))
+		expect(t, p, with(udp(packets.IPv4{}, 53), l4+udpSum, 0), xdpPass,
+			with(udp(packets.IPv4{}, 5353), l4+udpSum, 0))
 	})
 	t.Run("wrong stays wrong", func(t *testing.T) {
 		right := binary.BigEndian.Uint16(udp(packets.IPv4{}, 53)[l4+udpSum:])
@@ -135,7 +146,8 @@ func TestPortsChecksums(t *testing.T) {
 		"ipv6 tcp": {tcp, packets.IPv6{}, l4v6 + tcpSum, sum(append(v6, 6, 120)...)},
 	} {
 		t.Run("unfinished "+name, func(t *testing.T) {
-			expect(t, p, with(test.build(test.ip, 53), test.off, test.sum), xdpPass, with(test.build(test.ip, 5353), test.off, test.sum))
+			expect(t, p, with(test.build(test.ip, 53), test.off, test.sum), xdpPass,
+				with(test.build(test.ip, 5353), test.off, test.sum))
 		})
 	}
 }

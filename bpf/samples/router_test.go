@@ -40,12 +40,21 @@ func TestRouter(t *testing.T) {
 	}
 	must(n.Sysctl("net/ipv4/ip_forward", "1"))
 	must(n.Sysctl("net/ipv6/conf/all/forwarding", "1"))
-	must(n.Do(func() error {
-		return netlink.RouteAdd(&netlink.Route{LinkIndex: out.HostIndex, Dst: &net.IPNet{IP: to6.AsSlice(), Mask: net.CIDRMask(64, 128)}})
-	}))
-	must(n.Neighbour("far", to4, out.PodMAC))
-	must(n.Neighbour("far", to6, out.PodMAC))
-	must(n.Neighbour("near", netip.MustParseAddr("10.1.0.9"), in.PodMAC))
+	route := func(index int, to string) {
+		t.Helper()
+		_, network, err := net.ParseCIDR(to)
+		must(err)
+		must(n.Do(func() error { return netlink.RouteAdd(&netlink.Route{LinkIndex: index, Dst: network}) }))
+	}
+	route(out.HostIndex, "fd02::/64")
+	route(in.HostIndex, "fd01::/64")
+	route(in.HostIndex, "240.0.0.0/4") // of which no packet may come
+	for _, a := range []netip.Addr{to4, to6} {
+		must(n.Neighbour("far", a, out.PodMAC))
+	}
+	for _, a := range []string{"10.1.0.2", "10.1.0.9", "fd01::2", "240.0.0.1"} {
+		must(n.Neighbour("near", netip.MustParseAddr(a), in.PodMAC))
+	}
 
 	ethernet := packets.Ethernet{Src: packets.MAC(in.PodMAC), Dst: packets.MAC(in.HostMAC)}
 	routed := packets.Ethernet{Src: packets.MAC(out.HostMAC), Dst: packets.MAC(out.PodMAC)}
@@ -73,6 +82,13 @@ func TestRouter(t *testing.T) {
 	}); errors.Is(err, unix.EINVAL) {
 		t.Skip("the kernel tells test runs no interface (5.14 and older)")
 	}
+	from := func(source string) []byte {
+		a := netip.MustParseAddr(source)
+		if a.Is6() {
+			return build(ethernet, packets.IPv6{Src: a, Dst: to6}, packets.UDP{})
+		}
+		return build(ethernet, packets.IPv4{Src: a, Dst: to4}, packets.UDP{})
+	}
 	pass("no port", build(ethernet, v4(64), packets.UDP{}))
 	must(n.Do(func() error { // an index is one of the namespace that it is entered in
 		return errors.Join(
@@ -82,8 +98,10 @@ func TestRouter(t *testing.T) {
 	for _, ttl := range []uint8{2, 64, 128, 255} {
 		for _, size := range []int{0, 1, 1352} {
 			data := packets.Data(size)
-			check("IPv4", build(ethernet, v4(ttl), packets.UDP{}, data), xdpRedirect, build(routed, v4(ttl-1), packets.UDP{}, data))
-			check("IPv6", build(ethernet, v6(ttl), packets.UDP{}, data), xdpRedirect, build(routed, v6(ttl-1), packets.UDP{}, data))
+			check("IPv4", build(ethernet, v4(ttl), packets.UDP{}, data), xdpRedirect,
+				build(routed, v4(ttl-1), packets.UDP{}, data))
+			check("IPv6", build(ethernet, v6(ttl), packets.UDP{}, data), xdpRedirect,
+				build(routed, v6(ttl-1), packets.UDP{}, data))
 		}
 	}
 	id := v4(9)
@@ -112,22 +130,33 @@ func TestRouter(t *testing.T) {
 	pass("back to where it came from", build(ethernet, with4("10.1.0.9"), packets.UDP{}))
 	pass("multicast", build(ethernet, with4("224.0.0.1"), packets.UDP{}))
 	pass("IPv6 multicast", build(ethernet, with6("fd01::2", "ff0e::1"), packets.UDP{}))
-	pass("IPv6 from the link", build(ethernet, with6("fe80::1", "fd02::2"), packets.UDP{}))
-	pass("frame to a group", build(packets.Ethernet{Dst: packets.MAC{1, 0, 0x5e, 0, 0, 1}}, v4(64), packets.UDP{}))
+	// the MAC is the router's in all but these
+	other := packets.Ethernet{Src: ethernet.Src, Dst: packets.MAC{2, 0, 0, 0, 0, 9}}
+	group := packets.Ethernet{Src: ethernet.Src, Dst: packets.MAC{1, 0, 0x5e, 0, 0, 1}}
+	for name, e := range map[string]packets.Ethernet{"another": other, "a group": group} {
+		pass("frame to "+name, build(e, v4(64), packets.UDP{}))
+		pass("IPv6 frame to "+name, build(e, v6(64), packets.UDP{}))
+	}
+	for name, source := range map[string]string{
+		"loopback": "127.0.0.1", "this network": "0.0.0.0", "multicast": "224.0.0.5", "class E": "240.0.0.1",
+		"to all": "255.255.255.255", "the node": "10.1.0.1", "the node at the other side": "10.2.0.1",
+		"broadcast": "10.1.0.255", "the other side": "10.2.0.2", "nowhere": "198.51.100.1",
+		"a neighbour unknown": "10.1.0.77",
+		"IPv6 unspecified":    "::", "IPv6 loopback": "::1", "IPv6 multicast": "ff0e::1", "IPv6 of the link": "fe80::1",
+		"IPv6 the other side": "fd02::2", "IPv6 nowhere": "2001:db8::1", "IPv6 a neighbour unknown": "fd01::77",
+	} {
+		pass("from "+name, from(source))
+	}
+	pass("to class E", build(ethernet, with4("240.0.0.1"), packets.UDP{}))
 	pass("tagged", build(ethernet, packets.VLAN{ID: 5}, v4(64), packets.UDP{}))
 	pass("arp", build(ethernet, packets.ARP{}))
-}
-
-// xdpMD is the context of a frame that came in by an interface: struct xdp_md (include/uapi/linux/bpf.h).
-type xdpMD struct {
-	Data, DataEnd, DataMeta, IngressIfindex, RxQueueIndex, EgressIfindex uint32
 }
 
 // runAt is run of a frame that came in by an interface.
 func runAt(p *ebpf.Program, ifindex int, frame []byte) (action uint32, out []byte, err error) {
 	options := ebpf.RunOptions{
 		Data: frame, DataOut: make([]byte, len(frame)+256),
-		Context: xdpMD{DataEnd: uint32(len(frame)), IngressIfindex: uint32(ifindex)},
+		Context: packets.CameIn(frame, ifindex),
 	}
 	action, err = p.Run(&options)
 	return action, options.DataOut, err

@@ -53,7 +53,9 @@ int xdp_count_sources(struct xdp_md *ctx)
 
 	count = bpf_map_lookup_elem(&sources, &key);
 	if (!count) {
-		/* fails where the table is full of what other CPUs use right now: not counted then */
+		/*
+		 * fails where the table is full of what other CPUs use right now: not counted then
+		 */
 		bpf_map_update_elem(&sources, &key, &first, BPF_NOEXIST);
 		count = bpf_map_lookup_elem(&sources, &key);
 	}

@@ -5,9 +5,9 @@
  * Sends frames to the interface that a table has for their destination MAC, and all others to the
  * stack. The tables are one for the node: whoever runs this program shares them.
  *
- * In native mode the target's end must poll (GRO on, or XDP there), and TCP and UDP of the pod's own
- * sockets arrive with unfinished checksums, unless tx checksum offload is off in the pod; see the
- * plugin's "redirect" for what takes care of both. Frames from XDP or AF_XDP in the pod are whole.
+ * In native mode the plugin has the pod's own sockets finish their checksums, which would else be
+ * lost on the way. The target's end must poll: the plugin sees to that in pods that run programs or
+ * have "redirect"; another target needs GRO on, or XDP, at its own end.
  */
 #include "lib/headers.h"
 #include "lib/length.h"
@@ -22,8 +22,12 @@ struct mac {
 
 /* Where a MAC is. */
 struct mac_port {
-	__u32 port; /* index into ports, host byte order */
-	__u32 max_length; /* of frames that the interface takes: its MTU and 14 bytes, 18 with a tag; host byte order */
+	__u32 port; /* index into mac_ports, host byte order */
+	/*
+	 * Bytes of the longest frame that the interface takes, from the Ethernet header on: its MTU
+	 * and 14, or 18 where frames with a tag are to have the whole MTU; host byte order.
+	 */
+	__u32 max_length;
 };
 
 struct {
@@ -61,8 +65,9 @@ int xdp_redirect_mac(struct xdp_md *ctx)
 	__builtin_memcpy(mac.bytes, eth->h_dest, sizeof(mac.bytes));
 	to = bpf_map_lookup_elem(&mac_table, &mac);
 	/*
-	 * In generic mode frames are not yet cut into segments, and the kernel drops those that are too
-	 * long for the target (xdp_ok_fwd_dev() in include/linux/filter.h): the stack can cut them.
+	 * In generic mode frames are not yet cut into segments, and the kernel drops those that are
+	 * too long for the target (xdp_ok_fwd_dev() in include/linux/filter.h): the stack can cut
+	 * them.
 	 */
 	if (!to || frame_length(ctx) > to->max_length)
 		return XDP_PASS;

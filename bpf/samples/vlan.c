@@ -16,7 +16,8 @@ struct tag {
 	__be16 tci;  /* priority in the upper 3 bits, VLAN in the lower 12, network byte order */
 };
 
-/* What xdp_vlan_push puts in; nothing as long as its tpid is 0. */ struct {
+/* What xdp_vlan_push puts in; nothing as long as its tpid is 0. */
+struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
@@ -49,7 +50,9 @@ int xdp_vlan_push(struct xdp_md *ctx)
 	if (!eth)
 		return XDP_PASS;
 	__builtin_memcpy(&macs, eth, sizeof(macs));
-	/* veth and generic XDP leave 256 bytes of room in front of the frame: XDP_PACKET_HEADROOM */
+	/*
+	 * veth and generic XDP leave 256 bytes of room in front of the frame: XDP_PACKET_HEADROOM
+	 */
 	if (bpf_xdp_adjust_head(ctx, -(int)sizeof(*tag)))
 		return XDP_ABORTED;
 
@@ -65,7 +68,10 @@ int xdp_vlan_push(struct xdp_md *ctx)
 	return XDP_PASS;
 }
 
-/* Takes the outermost tag out of a frame, whatever VLAN it is of. Frames without one pass as they are. */
+/*
+ * Takes the outermost tag out of a frame, whatever VLAN it is of. Frames without one pass as they
+ * are.
+ */
 SEC("xdp.frags")
 int xdp_vlan_pop(struct xdp_md *ctx)
 {

@@ -1,19 +1,10 @@
 package samples
 
 import (
-	"encoding/binary"
 	"testing"
 
 	"github.com/xdp-cni/xdp-cni/tests/packets"
 )
-
-// hostWord is a word as it lies in memory.
-func hostWord(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
-
-// network returns v as it lies in memory in network byte order.
-func network(v uint16) uint16 {
-	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, v))
-}
 
 func vlanFrames(tag ...packets.Layer) map[string][]byte {
 	with := func(layers ...packets.Layer) []byte {
@@ -29,17 +20,21 @@ func vlanFrames(tag ...packets.Layer) map[string][]byte {
 	}
 }
 
+var vlanTags = map[string]packets.VLAN{
+	"customer": {ID: 4094}, "service": {ID: 1, Service: true}, "priority": {ID: 0x6000 | 100},
+}
+
 func TestVLANPush(t *testing.T) {
 	c := load(t, "vlan")
 	p := c.Programs["xdp_vlan_push"]
 	plain := vlanFrames()
 	unchanged(t, p, plain) // no tag was set
-	for name, layer := range map[string]packets.VLAN{"customer": {ID: 4094}, "service": {ID: 1, Service: true}, "priority": {ID: 0x6000 | 100}} {
+	for name, layer := range vlanTags {
 		tpid := uint16(packets.EtherTypeVLAN)
 		if layer.Service {
 			tpid = packets.EtherTypeQinQ
 		}
-		put(t, c.Maps["vlan_push"], uint32(0), VlanTag{Tpid: network(tpid), Tci: network(layer.ID)})
+		put(t, c.Maps["vlan_push"], uint32(0), VlanTag{Tpid: packets.NetworkOrder(tpid), Tci: packets.NetworkOrder(layer.ID)})
 		for what, want := range vlanFrames(layer) {
 			if what != "no payload" { // whose EtherType depends on what is in front
 				t.Run(name+" "+what, func(t *testing.T) { expect(t, p, plain[what], xdpPass, want) })
@@ -51,7 +46,7 @@ func TestVLANPush(t *testing.T) {
 func TestVLANPop(t *testing.T) {
 	p := load(t, "vlan").Programs["xdp_vlan_pop"]
 	plain := vlanFrames()
-	for name, layer := range map[string]packets.VLAN{"customer": {ID: 4094}, "service": {ID: 1, Service: true}, "priority": {ID: 0x6000}} {
+	for name, layer := range vlanTags {
 		for what, tagged := range vlanFrames(layer) {
 			t.Run(name+" "+what, func(t *testing.T) { expect(t, p, tagged, xdpPass, plain[what]) })
 		}

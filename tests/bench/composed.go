@@ -240,7 +240,7 @@ func (c *composed) testRun(program *ebpf.Program) (cost float64, err error) {
 		begin := threadTime()
 		verdict, err := program.Run(&ebpf.RunOptions{
 			Data: c.frame, Repeat: testRepeat,
-			Context: xdpMD{DataEnd: uint32(len(c.frame)), IngressIfindex: uint32(c.pod.veth.HostIndex)},
+			Context: packets.CameIn(c.frame, c.pod.veth.HostIndex),
 		})
 		took := threadTime() - begin
 		if err != nil {

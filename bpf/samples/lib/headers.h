@@ -72,7 +72,8 @@ static __always_inline struct cursor cursor_begin(const struct xdp_md *ctx)
 }
 
 /*
- * Returns what is at the cursor, and moves the cursor size bytes on; NULL if the frame ends before that.
+ * Returns what is at the cursor, and moves the cursor size bytes on; NULL if the frame ends before
+ * that.
  */
 static __always_inline void *cursor_take(struct cursor *c, __u32 size)
 {
@@ -140,7 +141,10 @@ static __always_inline bool parse_ipv4(struct cursor *c, struct ip *ip)
 	return true;
 }
 
-/* Whether a header of the common form follows, or the fragment header. Not AH: what it protects is not to be changed. */
+/*
+ * Whether a header of the common form follows, or the fragment header. Not AH: what it protects is
+ * not to be changed.
+ */
 static __always_inline bool is_extension(__u8 nexthdr)
 {
 	return nexthdr == IPPROTO_HOPOPTS || nexthdr == IPPROTO_ROUTING ||
@@ -158,7 +162,7 @@ static __always_inline bool parse_ipv6(struct cursor *c, struct ip *ip)
 		return false;
 	behind = c->pos;
 	nexthdr = v6->nexthdr;
-	/* what follows a later fragment's header is the middle of something, whatever nexthdr says */
+	/* behind a later fragment's header is the middle of something, whatever nexthdr says */
 	for (int i = 0; i < MAX_EXTENSIONS && is_extension(nexthdr) && !ip->later; i++) {
 		struct ipv6_extension *ext = cursor_take(c, sizeof(*ext));
 		__u32 more;
@@ -192,8 +196,8 @@ static __always_inline bool parse_ipv6(struct cursor *c, struct ip *ip)
 
 /*
  * Reads an IPv4 header with its options or an IPv6 header with its extension headers, whichever
- * ethertype (network byte order) announces, and leaves the cursor behind it. False for all else, and
- * for what is broken: let such pass, the stack knows best what to do with it.
+ * ethertype (network byte order) announces, and leaves the cursor behind it. False for all else,
+ * and for what is broken: let such pass, the stack knows best what to do with it.
  */
 static __always_inline bool parse_ip(struct cursor *c, __be16 ethertype, struct ip *ip)
 {

@@ -8,9 +8,10 @@
 #include <bpf/bpf_helpers.h>
 
 /*
- * Returns the bytes of a frame. In native mode a long one lies in several buffers, of which data and
- * data_end are the first. Kernels before 5.18 have no such frames and no such helper: the loader
- * answers the question when it loads the program (CO-RE), and the verifier never sees the other way.
+ * Returns the bytes of a frame. In native mode a long one lies in several buffers, of which data
+ * and data_end are the first. Kernels before 5.18 have no such frames and no such helper: the
+ * loader answers the question when it loads the program (CO-RE), and the verifier never sees the
+ * other way.
  */
 static __always_inline __u32 frame_length(struct xdp_md *ctx)
 {

@@ -12,7 +12,7 @@ MODULE := github.com/xdp-cni/xdp-cni
 GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X $(MODULE)/internal/release.stamp=xdp-cni-release:$(VERSION):"
 # asm/types.h is where Debian keeps what differs by architecture
 BPF_CFLAGS := -isystem /usr/include/$(shell uname -m)-linux-gnu
-C_FILES := bpf/datapath.c $(wildcard bpf/lib/*.h)
+C_FILES := $(wildcard bpf/*.c bpf/lib/*.h bpf/samples/*.c bpf/samples/lib/*.h plugin/programs/testdata/*.c)
 
 # where test-runtimes keeps what it fetches
 RUNTIMES ?= /var/cache/xdp-cni-runtimes
@@ -23,10 +23,11 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 18
 
 generate: ## compile the BPF programs and generate their Go (clang 16 or later, libbpf-dev)
-	BPF2GO_CC=$(CLANG) BPF2GO_STRIP=$(LLVM_STRIP) BPF2GO_CFLAGS="$(BPF_CFLAGS)" go generate ./bpf
+	BPF2GO_CC=$(CLANG) BPF2GO_STRIP=$(LLVM_STRIP) BPF2GO_CFLAGS="$(BPF_CFLAGS)" go generate ./bpf ./bpf/samples
+	plugin/programs/testdata/compile $(CLANG) $(LLVM_STRIP) $(BPF_CFLAGS)
 
 verify: generate ## check that generated files are up to date, and formats and lints
-	git diff --exit-code -- bpf || { echo "bpf/: generated files are not up to date: commit what make generate made" >&2; exit 1; }
+	git diff --exit-code -- bpf plugin/programs/testdata || { echo "generated files (git diff, above) are not up to date: commit what make generate made" >&2; exit 1; }
 	$(CLANG_FORMAT) --dry-run --Werror $(C_FILES)
 	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "gofmt: $$files" >&2; exit 1; }
 	go mod tidy -diff
@@ -54,7 +55,7 @@ test-runtimes: build ## the plugins under containerd, podman and cnitool (root; 
 	tests/runtimes/fetch $(RUNTIMES) containerd-1.6 containerd-1.7 containerd-2.1 podman-4.3 systemd-252
 	cd tests/runtimes && XDP_CNI_RUNTIMES=$(abspath $(RUNTIMES)) go test -timeout 60m -count=1 $(GOTESTFLAGS) ./...
 
-bench: build ## measure, and print tables of ratios (root; bounded, about 35 minutes)
+bench: build ## measure, and print tables of ratios (root; bounded, about 40 minutes)
 	go run ./tests/bench
 	go run ./tests/bench/ipam
 

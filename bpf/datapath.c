@@ -31,19 +31,26 @@ const struct drop_event *unused_drop_event __attribute__((unused));
 const struct flow *unused_flow __attribute__((unused));
 const struct policy_prefix *unused_policy_prefix __attribute__((unused));
 const enum slot_flag *unused_slot_flag __attribute__((unused));
+const enum slot_number *unused_slot_number __attribute__((unused));
 const enum pod_mode *unused_pod_mode __attribute__((unused));
 const enum pod_flag *unused_pod_flag __attribute__((unused));
 const enum endpoint_flag *unused_endpoint_flag __attribute__((unused));
 const enum way *unused_way __attribute__((unused));
 const enum direct_end *unused_direct_end __attribute__((unused));
+const enum program_order *unused_program_order __attribute__((unused));
+
+/* Returns the length of a frame, in bytes. */
+static __always_inline __u32 xdp_len(struct xdp_md *ctx)
+{
+	return config_xdp_frags ? bpf_xdp_get_buff_len(ctx) : ctx->data_end - ctx->data;
+}
 
 /*
- * Egress of a pod at the XDP hook of the host end, generic and native. Returns an XDP action.
- * Headers past the first buffer cannot be read: on veth that buffer holds over 3 KiB of any
- * frame (veth_convert_skb_to_xdp_buff() in drivers/net/veth.c).
+ * Parses and judges a frame at the XDP hook; walk is NULL but where programs of others run. Returns
+ * an XDP action. Headers past the first buffer cannot be read: on veth that buffer holds over 3 KiB
+ * of any frame (veth_convert_skb_to_xdp_buff() in drivers/net/veth.c).
  */
-SEC("xdp.frags")
-int xdp_egress(struct xdp_md *ctx)
+static __always_inline int xdp_hook(struct xdp_md *ctx, struct walk *walk)
 {
 	struct packet pkt = {
 		.data = (void *)(long)ctx->data,
@@ -53,17 +60,77 @@ int xdp_egress(struct xdp_md *ctx)
 	enum parse_result result;
 	enum verdict verdict;
 
-	pkt.len = config_xdp_frags ? bpf_xdp_get_buff_len(ctx) : pkt.data_end - pkt.data;
+	pkt.len = xdp_len(ctx);
 	result = parse(&pkt);
 	/* read anew: what parsing proved of them differs by the way it took, to the verifier */
 	barrier();
 	pkt.data = (void *)(long)ctx->data;
 	pkt.data_end = (void *)(long)ctx->data_end;
-	verdict = core(&pkt, result, ctx->ingress_ifindex, DIRECTION_EGRESS, HOOK_XDP);
+	verdict = core(&pkt, result, ctx->ingress_ifindex, DIRECTION_EGRESS, HOOK_XDP, walk);
 	/* the core has told the kernel where to */
-	if (config_redirect && verdict == VERDICT_REDIRECT && !redirect_rewrite_xdp(ctx))
+	if (config_redirect && pkt.direct && !redirect_rewrite_xdp(ctx))
 		return XDP_ABORTED;
 	return verdict;
+}
+
+/* Egress of a pod at the XDP hook of the host end, generic and native. Returns an XDP action. */
+SEC("xdp.frags")
+int xdp_egress(struct xdp_md *ctx)
+{
+	return xdp_hook(ctx, NULL);
+}
+
+/*
+ * As xdp_egress(), for pods that have programs of others: runs those before the policy, the policy,
+ * and those after it. Returns an XDP action.
+ */
+SEC("xdp.frags")
+int xdp_egress_programs(struct xdp_md *ctx)
+{
+	struct walk *walk = walk_scratch();
+	const struct slot *slot;
+	__u32 number, verdict;
+
+	slot = pod_slot(ctx->ingress_ifindex, &number);
+	if (!slot)
+		return XDP_PASS;
+	if (!walk)
+		return XDP_ABORTED;
+	walk->judged = 0;
+	walk->undecided = 0;
+	walk->decided = VERDICT_PASS;
+	if (slot_programs(slot, SLOT_BEFORE))
+		walk->decided = programs_walk(ctx, number, PROGRAM_BEFORE);
+	verdict = program_run(ctx, config_redirect ? PROGRAM_JUDGE_REDIRECT : PROGRAM_JUDGE);
+	if (!walk->judged) {
+		/* programs before have used up the tail calls that a packet has */
+		verdict = walk->decided == VERDICT_PASS ? VERDICT_ABORTED : walk->decided;
+		core_conclude(number, DIRECTION_EGRESS, verdict, xdp_len(ctx), 1);
+	} else if (verdict == VERDICT_PASS && walk->undecided) {
+		verdict = programs_walk(ctx, number, PROGRAM_AFTER);
+		core_conclude(number, DIRECTION_EGRESS, verdict, walk->len, 1);
+	}
+	/*
+	 * What veth itself sends back lies in the pod's ring until somebody polls, unless the pod
+	 * runs XDP: veth_xdp_flush() in drivers/net/veth.c asks for that (6.18), ndo_xdp_xmit() does
+	 * not. Not so on socket buffers, of which a redirect is dropped where it is larger than the
+	 * MTU, as GSO packets are (xdp_ok_fwd_dev() in include/linux/filter.h).
+	 */
+	if (verdict == VERDICT_TX && config_xdp_frags)
+		return bpf_redirect(ctx->ingress_ifindex, 0);
+	return verdict;
+}
+
+/* The policy as xdp_egress_programs() calls it. Returns an XDP action. */
+SEC("xdp.frags")
+int xdp_judge(struct xdp_md *ctx)
+{
+	struct walk *walk = walk_scratch();
+
+	if (!walk)
+		return XDP_ABORTED;
+	walk->judged = 1;
+	return xdp_hook(ctx, walk);
 }
 
 /*
@@ -134,7 +201,7 @@ again:
 	barrier();
 	pkt.data = (void *)(long)skb->data;
 	pkt.data_end = (void *)(long)skb->data_end;
-	return skb_action(skb, core(&pkt, result, skb->ifindex, direction, HOOK_TC));
+	return skb_action(skb, core(&pkt, result, skb->ifindex, direction, HOOK_TC, NULL));
 }
 
 /* Egress of a pod at tc ingress of the host end. Returns a TC_ACT_* or TCX_*. */

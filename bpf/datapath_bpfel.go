@@ -223,6 +223,7 @@ const (
 	DatapathPodFlagPOD_REDIRECT       DatapathPodFlag = 64
 	DatapathPodFlagPOD_UNFIT          DatapathPodFlag = 128
 	DatapathPodFlagPOD_BIG_TCP        DatapathPodFlag = 256
+	DatapathPodFlagPOD_PROGRAMS       DatapathPodFlag = 512
 )
 
 type DatapathPodMeta struct {
@@ -307,6 +308,36 @@ type DatapathPolicyPrefix struct {
 	Address   [16]uint8
 }
 
+type DatapathProgramCounters struct {
+	_           structs.HostLayout
+	Runs        uint64
+	Verdicts    [5]uint64
+	Timed       uint64
+	Nanoseconds uint64
+}
+
+type DatapathProgramMeta struct {
+	_        structs.HostLayout
+	Id       uint32
+	Order    uint32
+	Shared   uint8
+	Tc       uint8
+	Optional uint8
+	Pad      [5]uint8
+	Digest   [32]uint8
+	Name     [64]uint8
+	Function [128]uint8
+	Wanted   [128]uint8
+	Object   [512]uint8
+}
+
+type DatapathProgramOrder uint32
+
+const (
+	DatapathProgramOrderPROGRAM_BEFORE DatapathProgramOrder = 0
+	DatapathProgramOrderPROGRAM_AFTER  DatapathProgramOrder = 1
+)
+
 type DatapathProtocol uint32
 
 const (
@@ -340,6 +371,14 @@ const (
 	DatapathSlotFlagSLOT_FILTER   DatapathSlotFlag = 2
 	DatapathSlotFlagSLOT_POLICY   DatapathSlotFlag = 4
 	DatapathSlotFlagSLOT_REDIRECT DatapathSlotFlag = 8
+)
+
+type DatapathSlotNumber uint32
+
+const (
+	DatapathSlotNumberSLOT_BEFORE DatapathSlotNumber = 16
+	DatapathSlotNumberSLOT_AFTER  DatapathSlotNumber = 20
+	DatapathSlotNumberSLOT_BITS   DatapathSlotNumber = 4
 )
 
 type DatapathTable uint32
@@ -403,6 +442,14 @@ type DatapathView struct {
 	Sent   DatapathFlowKey
 }
 
+type DatapathWalk struct {
+	_         structs.HostLayout
+	Decided   uint32
+	Undecided uint32
+	Len       uint32
+	Judged    uint32
+}
+
 type DatapathWay uint32
 
 const (
@@ -414,6 +461,7 @@ const (
 	DatapathWayWAY_LONG     DatapathWay = 5
 	DatapathWayWAY_LAST_HOP DatapathWay = 6
 	DatapathWayWAY_UNKNOWN  DatapathWay = 7
+	DatapathWayWAY_PROGRAMS DatapathWay = 8
 )
 
 // Names of all BPF objects in the ELF.
@@ -432,20 +480,27 @@ const (
 	DatapathMapPodPeers           = "pod_peers"
 	DatapathMapPodPolicyPrefixes  = "pod_policy_prefixes"
 	DatapathMapPodPolicyWords     = "pod_policy_words"
+	DatapathMapPodProgramCounters = "pod_program_counters"
+	DatapathMapPodPrograms        = "pod_programs"
 	DatapathMapPodRuleCounters    = "pod_rule_counters"
 	DatapathMapPodTables          = "pod_tables"
 	DatapathMapPolicies           = "policies"
 	DatapathMapPolicyPrefixes     = "policy_prefixes"
 	DatapathMapPolicyWords        = "policy_words"
+	DatapathMapProgramCountersMap = "program_counters_map"
+	DatapathMapProgramsMeta       = "programs_meta"
 	DatapathMapRuleCounters       = "rule_counters"
 	DatapathMapSlotOverflow       = "slot_overflow"
 	DatapathMapSlots              = "slots"
 	DatapathMapTxPorts            = "tx_ports"
 	DatapathMapViews              = "views"
+	DatapathMapWalks              = "walks"
 	DatapathMapXdpStatsMap        = "xdp_stats_map"
 	DatapathProgTcEgress          = "tc_egress"
 	DatapathProgTcIngress         = "tc_ingress"
 	DatapathProgXdpEgress         = "xdp_egress"
+	DatapathProgXdpEgressPrograms = "xdp_egress_programs"
+	DatapathProgXdpJudge          = "xdp_judge"
 	DatapathVarBpfMetadataDigest  = "bpf_metadata_digest"
 	DatapathVarBpfMetadataRelease = "bpf_metadata_release"
 	DatapathVarConfigCoarseClock  = "config_coarse_clock"
@@ -464,8 +519,10 @@ const (
 	DatapathVarUnusedPolicyAction = "unused_policy_action"
 	DatapathVarUnusedPolicyFlag   = "unused_policy_flag"
 	DatapathVarUnusedPolicyPrefix = "unused_policy_prefix"
+	DatapathVarUnusedProgramOrder = "unused_program_order"
 	DatapathVarUnusedProtocol     = "unused_protocol"
 	DatapathVarUnusedSlotFlag     = "unused_slot_flag"
+	DatapathVarUnusedSlotNumber   = "unused_slot_number"
 	DatapathVarUnusedTable        = "unused_table"
 	DatapathVarUnusedVerdict      = "unused_verdict"
 	DatapathVarUnusedWay          = "unused_way"
@@ -513,38 +570,45 @@ type DatapathSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DatapathProgramSpecs struct {
-	TcEgress  *ebpf.ProgramSpec `ebpf:"tc_egress"`
-	TcIngress *ebpf.ProgramSpec `ebpf:"tc_ingress"`
-	XdpEgress *ebpf.ProgramSpec `ebpf:"xdp_egress"`
+	TcEgress          *ebpf.ProgramSpec `ebpf:"tc_egress"`
+	TcIngress         *ebpf.ProgramSpec `ebpf:"tc_ingress"`
+	XdpEgress         *ebpf.ProgramSpec `ebpf:"xdp_egress"`
+	XdpEgressPrograms *ebpf.ProgramSpec `ebpf:"xdp_egress_programs"`
+	XdpJudge          *ebpf.ProgramSpec `ebpf:"xdp_judge"`
 }
 
 // DatapathMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DatapathMapSpecs struct {
-	DirectFlows       *ebpf.MapSpec `ebpf:"direct_flows"`
-	DropEvents        *ebpf.MapSpec `ebpf:"drop_events"`
-	DropWindows       *ebpf.MapSpec `ebpf:"drop_windows"`
-	Endpoints         *ebpf.MapSpec `ebpf:"endpoints"`
-	Flows             *ebpf.MapSpec `ebpf:"flows"`
-	Meta              *ebpf.MapSpec `ebpf:"meta"`
-	NodeInfo          *ebpf.MapSpec `ebpf:"node_info"`
-	Peers             *ebpf.MapSpec `ebpf:"peers"`
-	PodFlows          *ebpf.MapSpec `ebpf:"pod_flows"`
-	PodPeers          *ebpf.MapSpec `ebpf:"pod_peers"`
-	PodPolicyPrefixes *ebpf.MapSpec `ebpf:"pod_policy_prefixes"`
-	PodPolicyWords    *ebpf.MapSpec `ebpf:"pod_policy_words"`
-	PodRuleCounters   *ebpf.MapSpec `ebpf:"pod_rule_counters"`
-	PodTables         *ebpf.MapSpec `ebpf:"pod_tables"`
-	Policies          *ebpf.MapSpec `ebpf:"policies"`
-	PolicyPrefixes    *ebpf.MapSpec `ebpf:"policy_prefixes"`
-	PolicyWords       *ebpf.MapSpec `ebpf:"policy_words"`
-	RuleCounters      *ebpf.MapSpec `ebpf:"rule_counters"`
-	SlotOverflow      *ebpf.MapSpec `ebpf:"slot_overflow"`
-	Slots             *ebpf.MapSpec `ebpf:"slots"`
-	TxPorts           *ebpf.MapSpec `ebpf:"tx_ports"`
-	Views             *ebpf.MapSpec `ebpf:"views"`
-	XdpStatsMap       *ebpf.MapSpec `ebpf:"xdp_stats_map"`
+	DirectFlows        *ebpf.MapSpec `ebpf:"direct_flows"`
+	DropEvents         *ebpf.MapSpec `ebpf:"drop_events"`
+	DropWindows        *ebpf.MapSpec `ebpf:"drop_windows"`
+	Endpoints          *ebpf.MapSpec `ebpf:"endpoints"`
+	Flows              *ebpf.MapSpec `ebpf:"flows"`
+	Meta               *ebpf.MapSpec `ebpf:"meta"`
+	NodeInfo           *ebpf.MapSpec `ebpf:"node_info"`
+	Peers              *ebpf.MapSpec `ebpf:"peers"`
+	PodFlows           *ebpf.MapSpec `ebpf:"pod_flows"`
+	PodPeers           *ebpf.MapSpec `ebpf:"pod_peers"`
+	PodPolicyPrefixes  *ebpf.MapSpec `ebpf:"pod_policy_prefixes"`
+	PodPolicyWords     *ebpf.MapSpec `ebpf:"pod_policy_words"`
+	PodProgramCounters *ebpf.MapSpec `ebpf:"pod_program_counters"`
+	PodPrograms        *ebpf.MapSpec `ebpf:"pod_programs"`
+	PodRuleCounters    *ebpf.MapSpec `ebpf:"pod_rule_counters"`
+	PodTables          *ebpf.MapSpec `ebpf:"pod_tables"`
+	Policies           *ebpf.MapSpec `ebpf:"policies"`
+	PolicyPrefixes     *ebpf.MapSpec `ebpf:"policy_prefixes"`
+	PolicyWords        *ebpf.MapSpec `ebpf:"policy_words"`
+	ProgramCountersMap *ebpf.MapSpec `ebpf:"program_counters_map"`
+	ProgramsMeta       *ebpf.MapSpec `ebpf:"programs_meta"`
+	RuleCounters       *ebpf.MapSpec `ebpf:"rule_counters"`
+	SlotOverflow       *ebpf.MapSpec `ebpf:"slot_overflow"`
+	Slots              *ebpf.MapSpec `ebpf:"slots"`
+	TxPorts            *ebpf.MapSpec `ebpf:"tx_ports"`
+	Views              *ebpf.MapSpec `ebpf:"views"`
+	Walks              *ebpf.MapSpec `ebpf:"walks"`
+	XdpStatsMap        *ebpf.MapSpec `ebpf:"xdp_stats_map"`
 }
 
 // DatapathVariableSpecs contains global variables before they are loaded into the kernel.
@@ -569,8 +633,10 @@ type DatapathVariableSpecs struct {
 	UnusedPolicyAction *ebpf.VariableSpec `ebpf:"unused_policy_action"`
 	UnusedPolicyFlag   *ebpf.VariableSpec `ebpf:"unused_policy_flag"`
 	UnusedPolicyPrefix *ebpf.VariableSpec `ebpf:"unused_policy_prefix"`
+	UnusedProgramOrder *ebpf.VariableSpec `ebpf:"unused_program_order"`
 	UnusedProtocol     *ebpf.VariableSpec `ebpf:"unused_protocol"`
 	UnusedSlotFlag     *ebpf.VariableSpec `ebpf:"unused_slot_flag"`
+	UnusedSlotNumber   *ebpf.VariableSpec `ebpf:"unused_slot_number"`
 	UnusedTable        *ebpf.VariableSpec `ebpf:"unused_table"`
 	UnusedVerdict      *ebpf.VariableSpec `ebpf:"unused_verdict"`
 	UnusedWay          *ebpf.VariableSpec `ebpf:"unused_way"`
@@ -596,29 +662,34 @@ func (o *DatapathObjects) Close() error {
 //
 // It can be passed to LoadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DatapathMaps struct {
-	DirectFlows       *ebpf.Map `ebpf:"direct_flows"`
-	DropEvents        *ebpf.Map `ebpf:"drop_events"`
-	DropWindows       *ebpf.Map `ebpf:"drop_windows"`
-	Endpoints         *ebpf.Map `ebpf:"endpoints"`
-	Flows             *ebpf.Map `ebpf:"flows"`
-	Meta              *ebpf.Map `ebpf:"meta"`
-	NodeInfo          *ebpf.Map `ebpf:"node_info"`
-	Peers             *ebpf.Map `ebpf:"peers"`
-	PodFlows          *ebpf.Map `ebpf:"pod_flows"`
-	PodPeers          *ebpf.Map `ebpf:"pod_peers"`
-	PodPolicyPrefixes *ebpf.Map `ebpf:"pod_policy_prefixes"`
-	PodPolicyWords    *ebpf.Map `ebpf:"pod_policy_words"`
-	PodRuleCounters   *ebpf.Map `ebpf:"pod_rule_counters"`
-	PodTables         *ebpf.Map `ebpf:"pod_tables"`
-	Policies          *ebpf.Map `ebpf:"policies"`
-	PolicyPrefixes    *ebpf.Map `ebpf:"policy_prefixes"`
-	PolicyWords       *ebpf.Map `ebpf:"policy_words"`
-	RuleCounters      *ebpf.Map `ebpf:"rule_counters"`
-	SlotOverflow      *ebpf.Map `ebpf:"slot_overflow"`
-	Slots             *ebpf.Map `ebpf:"slots"`
-	TxPorts           *ebpf.Map `ebpf:"tx_ports"`
-	Views             *ebpf.Map `ebpf:"views"`
-	XdpStatsMap       *ebpf.Map `ebpf:"xdp_stats_map"`
+	DirectFlows        *ebpf.Map `ebpf:"direct_flows"`
+	DropEvents         *ebpf.Map `ebpf:"drop_events"`
+	DropWindows        *ebpf.Map `ebpf:"drop_windows"`
+	Endpoints          *ebpf.Map `ebpf:"endpoints"`
+	Flows              *ebpf.Map `ebpf:"flows"`
+	Meta               *ebpf.Map `ebpf:"meta"`
+	NodeInfo           *ebpf.Map `ebpf:"node_info"`
+	Peers              *ebpf.Map `ebpf:"peers"`
+	PodFlows           *ebpf.Map `ebpf:"pod_flows"`
+	PodPeers           *ebpf.Map `ebpf:"pod_peers"`
+	PodPolicyPrefixes  *ebpf.Map `ebpf:"pod_policy_prefixes"`
+	PodPolicyWords     *ebpf.Map `ebpf:"pod_policy_words"`
+	PodProgramCounters *ebpf.Map `ebpf:"pod_program_counters"`
+	PodPrograms        *ebpf.Map `ebpf:"pod_programs"`
+	PodRuleCounters    *ebpf.Map `ebpf:"pod_rule_counters"`
+	PodTables          *ebpf.Map `ebpf:"pod_tables"`
+	Policies           *ebpf.Map `ebpf:"policies"`
+	PolicyPrefixes     *ebpf.Map `ebpf:"policy_prefixes"`
+	PolicyWords        *ebpf.Map `ebpf:"policy_words"`
+	ProgramCountersMap *ebpf.Map `ebpf:"program_counters_map"`
+	ProgramsMeta       *ebpf.Map `ebpf:"programs_meta"`
+	RuleCounters       *ebpf.Map `ebpf:"rule_counters"`
+	SlotOverflow       *ebpf.Map `ebpf:"slot_overflow"`
+	Slots              *ebpf.Map `ebpf:"slots"`
+	TxPorts            *ebpf.Map `ebpf:"tx_ports"`
+	Views              *ebpf.Map `ebpf:"views"`
+	Walks              *ebpf.Map `ebpf:"walks"`
+	XdpStatsMap        *ebpf.Map `ebpf:"xdp_stats_map"`
 }
 
 func (m *DatapathMaps) Close() error {
@@ -635,16 +706,21 @@ func (m *DatapathMaps) Close() error {
 		m.PodPeers,
 		m.PodPolicyPrefixes,
 		m.PodPolicyWords,
+		m.PodProgramCounters,
+		m.PodPrograms,
 		m.PodRuleCounters,
 		m.PodTables,
 		m.Policies,
 		m.PolicyPrefixes,
 		m.PolicyWords,
+		m.ProgramCountersMap,
+		m.ProgramsMeta,
 		m.RuleCounters,
 		m.SlotOverflow,
 		m.Slots,
 		m.TxPorts,
 		m.Views,
+		m.Walks,
 		m.XdpStatsMap,
 	)
 }
@@ -671,8 +747,10 @@ type DatapathVariables struct {
 	UnusedPolicyAction *ebpf.Variable `ebpf:"unused_policy_action"`
 	UnusedPolicyFlag   *ebpf.Variable `ebpf:"unused_policy_flag"`
 	UnusedPolicyPrefix *ebpf.Variable `ebpf:"unused_policy_prefix"`
+	UnusedProgramOrder *ebpf.Variable `ebpf:"unused_program_order"`
 	UnusedProtocol     *ebpf.Variable `ebpf:"unused_protocol"`
 	UnusedSlotFlag     *ebpf.Variable `ebpf:"unused_slot_flag"`
+	UnusedSlotNumber   *ebpf.Variable `ebpf:"unused_slot_number"`
 	UnusedTable        *ebpf.Variable `ebpf:"unused_table"`
 	UnusedVerdict      *ebpf.Variable `ebpf:"unused_verdict"`
 	UnusedWay          *ebpf.Variable `ebpf:"unused_way"`
@@ -682,9 +760,11 @@ type DatapathVariables struct {
 //
 // It can be passed to LoadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DatapathPrograms struct {
-	TcEgress  *ebpf.Program `ebpf:"tc_egress"`
-	TcIngress *ebpf.Program `ebpf:"tc_ingress"`
-	XdpEgress *ebpf.Program `ebpf:"xdp_egress"`
+	TcEgress          *ebpf.Program `ebpf:"tc_egress"`
+	TcIngress         *ebpf.Program `ebpf:"tc_ingress"`
+	XdpEgress         *ebpf.Program `ebpf:"xdp_egress"`
+	XdpEgressPrograms *ebpf.Program `ebpf:"xdp_egress_programs"`
+	XdpJudge          *ebpf.Program `ebpf:"xdp_judge"`
 }
 
 func (p *DatapathPrograms) Close() error {
@@ -692,6 +772,8 @@ func (p *DatapathPrograms) Close() error {
 		p.TcEgress,
 		p.TcIngress,
 		p.XdpEgress,
+		p.XdpEgressPrograms,
+		p.XdpJudge,
 	)
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"github.com/xdp-cni/xdp-cni/bpf"
 	"github.com/xdp-cni/xdp-cni/tests/priv"
 )
 
@@ -20,6 +21,10 @@ const verifierBudget = 100_000
 // maxStack is what a program and the functions that it calls may have on the stack together
 // (MAX_BPF_STACK), in bytes.
 const maxStack = 512
+
+// maxTailCallStack is what those may have on the stack, with what they call, who call a function that makes a tail call,
+// in bytes (check_max_stack_depth() in kernel/bpf/verifier.c).
+const maxTailCallStack = 256
 
 // stackDepth returns the stack of a program with the two largest of its functions, more of which are
 // never under way at once, as kernels before 6.8 reckon it: each rounded up to 32 bytes
@@ -56,8 +61,7 @@ func TestVerifier(t *testing.T) {
 		name            string
 		frags, redirect bool
 	}{{"frags", true, false}, {"without frags", false, false}, {"redirect", true, true}, {"redirect without frags", false, true}} {
-		if variant.frags && !haveFrags(t) {
-			t.Log("the kernel has no multi-buffer XDP (5.17 and older)")
+		if variant.frags && !needFrags(t) {
 			continue
 		}
 		all := loadSpec(t, variant.frags)
@@ -77,6 +81,8 @@ func TestVerifier(t *testing.T) {
 				defer collection.Close()
 				if depth := stackDepth(t, collection.Programs[name].VerifierLog); depth > maxStack {
 					t.Errorf("%d bytes of stack, more than %d", depth, maxStack)
+				} else if name == bpf.DatapathProgXdpEgressPrograms && depth >= maxTailCallStack {
+					t.Errorf("%d bytes of stack, too many to call a function that makes a tail call", depth)
 				}
 				info, err := collection.Programs[name].Info()
 				if err != nil {

@@ -94,6 +94,8 @@ type Config struct {
 	// BigTCP raises the veth's GSO and GRO limits; [BigTCPOff] if not given. Anything else comes only
 	// with [ModeTCX] and [ModeAuto].
 	BigTCP BigTCP `json:"bigTCP"`
+	// Programs are user programs that run on what the pods send, in order; at most [MaxPrograms].
+	Programs []Program `json:"programs"`
 	// LogFile is the absolute path of the file to which the log is appended;
 	// empty for stderr.
 	LogFile string `json:"logFile"`
@@ -144,6 +146,7 @@ var configObject = object[Config]{
 		at("filter", func(c *Config) **Filter { return &c.Filter }, filterRule),
 		at("redirect", func(c *Config) **Redirect { return &c.Redirect }, redirectRule),
 		at("bigTCP", func(c *Config) *BigTCP { return &c.BigTCP }, booleanOrAuto),
+		at("programs", func(c *Config) *[]Program { return &c.Programs }, programsRule),
 		at("logFile", func(c *Config) *string { return &c.LogFile }, fileOrEmpty),
 		at("logLevel", func(c *Config) *LogLevel { return &c.LogLevel }, oneOf(logLevels)),
 

@@ -65,6 +65,10 @@ func TestParse(t *testing.T) {
 		{"redirect", `{"type":"xdp","redirect":true}`, defaults(func(c *Config) {
 			c.Redirect = &Redirect{AcrossNetworks: false, MaxEndpoints: 8192, MaxFlows: 16384}
 		})},
+		{"programs", `{"type":"xdp","programs":[{"object":"/o"},{"object":"/p","program":"f","name":"n","order":"after","optional":true}]}`,
+			defaults(func(c *Config) {
+				c.Programs = []Program{{Object: "/o"}, {Object: "/p", Program: "f", Name: "n", Order: OrderAfter, Optional: true}}
+			})},
 		{"redirect, empty", `{"type":"xdp","redirect":{}}`, defaults(func(c *Config) {
 			c.Redirect = &Redirect{AcrossNetworks: false, MaxEndpoints: 8192, MaxFlows: 16384}
 		})},
@@ -111,7 +115,7 @@ func TestParse(t *testing.T) {
 }
 
 // ourKeys is how errors list the keys that an author may write.
-const ourKeys = `"mode", "bpffs", "stats", "filter", "redirect", "bigTCP", "logFile", "logLevel"`
+const ourKeys = `"mode", "bpffs", "stats", "filter", "redirect", "bigTCP", "programs", "logFile", "logLevel"`
 
 // broken has, for each way in which a configuration can be wrong, the details
 // of its error.
@@ -152,6 +156,12 @@ var broken = []struct{ name, in, details string }{
 	{"redirect: unknown key", `{"type":"xdp","redirect":{"maxflows":4096}}`, `"redirect.maxflows": unknown key with value 4096, ` +
 		`want one of "acrossNetworks", "maxEndpoints", "maxFlows", did you mean "redirect.maxFlows"?`},
 	{"redirect: twice", `{"type":"xdp","redirect":true,"redirect":{}}`, `"redirect": given 2 times, as true and {}, want it once`},
+	{"programs: no object", `{"type":"xdp","programs":[{"program":"p"}]}`,
+		`"programs[0].object": missing, want the absolute path of a file, of at most 511 bytes`},
+	{"programs: order", `{"type":"xdp","programs":[{"object":"/o","order":"first"}]}`,
+		`"programs[0].order": want one of "before", "after", got "first"`},
+	{"programs: dot in a name", `{"type":"xdp","programs":[{"object":"/o","name":"a.b"}]}`,
+		`"programs[0].name": want a name of 1 to 63 letters, digits, _ and -, got "a.b"`},
 	{"acrossNetworks: null", `{"type":"xdp","redirect":{"acrossNetworks":null}}`,
 		`"redirect.acrossNetworks": want true or false, got null`},
 	{"maxEndpoints: one", `{"type":"xdp","redirect":{"maxEndpoints":1}}`,

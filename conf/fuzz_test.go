@@ -144,6 +144,20 @@ func render(t *testing.T, c *Config) []byte {
 	if c.Redirect != nil {
 		m["redirect"] = c.Redirect
 	}
+	if c.Programs != nil {
+		programs := []map[string]any{}
+		for _, p := range c.Programs {
+			program := map[string]any{"object": p.Object, "order": p.Order.String(), "optional": p.Optional}
+			if p.Program != "" {
+				program["program"] = p.Program
+			}
+			if p.Name != "" {
+				program["name"] = p.Name
+			}
+			programs = append(programs, program)
+		}
+		m["programs"] = programs
+	}
 	if c.Filter != nil {
 		m["filter"] = c.Filter
 	}

@@ -87,6 +87,7 @@ func TestSamples(t *testing.T) {
 		"native.conflist":     {[]string{"bridge", "xdp"}, ModeNative, 0, 0, false},
 		"filter.conflist":     {[]string{"bridge", "xdp"}, ModeAuto, 0, 5, false},
 		"redirect.conflist":   {[]string{"bridge", "xdp"}, ModeTCX, 0, 0, true},
+		"programs.conflist":   {[]string{"bridge", "xdp"}, ModeGeneric, 0, 0, false},
 	}
 	if len(got) != len(want) {
 		t.Errorf("%d samples, want %d", len(got), len(want))

@@ -70,6 +70,12 @@ func TestSchemaMatchesTypes(t *testing.T) {
 	redirect := root.Properties["redirect"]
 	matchObject(t, "redirect", redirect, reflect.ValueOf(redirectObject.initial), redirectObject.keys(false), nil)
 	matchRequired(t, "redirect", redirect, redirectObject)
+	program := root.Properties["programs"].Items
+	matchObject(t, "program", program, reflect.ValueOf(programObject.initial), programObject.keys(false), nil)
+	matchRequired(t, "program", program, programObject)
+	if root.Properties["programs"].MaxItems != MaxPrograms {
+		t.Error("programs: not at most MaxPrograms")
+	}
 	filter, rule := root.Defs["filter"], root.Defs["rule"]
 	matchObject(t, "filter", filter, reflect.ValueOf(filterObject.initial), filterObject.keys(false), nil)
 	matchRequired(t, "filter", filter, filterObject)
@@ -88,7 +94,7 @@ func TestSchemaMatchesTypes(t *testing.T) {
 		t.Errorf("rule.name: pattern %s, want %s", got, ruleNamePattern)
 	}
 
-	for path, n := range map[string]*schemaNode{"": &root, "stats": root.Properties["stats"], "redirect": redirect,
+	for path, n := range map[string]*schemaNode{"": &root, "stats": root.Properties["stats"], "redirect": redirect, "program": program,
 		"filter": filter, "filter.default": defaults, "rule": rule, "icmp": icmp} {
 		if n.AdditionalProperties == nil || *n.AdditionalProperties {
 			t.Errorf("%q: other keys are allowed", path)
@@ -197,6 +203,10 @@ func matchValue(t *testing.T, path string, n *schemaNode, def reflect.Value) {
 		wantRef = "#/$defs/filter"
 	case []netip.Prefix:
 		wantRef = "#/$defs/prefixes"
+	case Order:
+		wantType, wantDefault, words = "string", v.String(), wordsOf(orders)
+	case []Program:
+		wantType, wantDefault = "array", []any{}
 	case []Rule, []PortRange:
 		wantType = "array"
 	case json.RawMessage, RuntimeConfig:

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -15,6 +16,7 @@ import (
 	"github.com/xdp-cni/xdp-cni/internal/pins"
 	"github.com/xdp-cni/xdp-cni/plugin/attachment"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
+	"github.com/xdp-cni/xdp-cni/plugin/programs"
 	"github.com/xdp-cni/xdp-cni/tests/priv"
 )
 
@@ -29,6 +31,8 @@ func TestCodes(t *testing.T) {
 		{datapath.ErrForeignProgram, 103},
 		{errors.Join(datapath.ErrUnsupported, io.EOF), 104},
 		{datapath.ErrFull, 108},
+		{fmt.Errorf("%w: %w", datapath.ErrProgram, programs.ErrObject), 109},
+		{fmt.Errorf("%w: %w", datapath.ErrProgram, datapath.ErrUnsupported), 109},
 		{types.NewError(7, "configuration", ""), 7},
 		{io.EOF, 999},
 	} {
@@ -38,11 +42,26 @@ func TestCodes(t *testing.T) {
 	}
 }
 
-// TestVerifierError loads a program that the verifier refuses after many instructions.
+// TestLongError: what an error says of files, which others wrote, may be long.
+func TestLongError(t *testing.T) {
+	long := strings.Repeat("é", 10*maxText)
+	got := cniError(fmt.Errorf("first: %s: last", long))
+	if len(got.Msg) > maxText || !strings.HasPrefix(got.Msg, "first: é") || !strings.HasSuffix(got.Msg, "é: last") ||
+		!utf8.ValidString(got.Msg) {
+		t.Errorf("%d bytes: %s", len(got.Msg), got.Msg)
+	}
+	short := strings.Repeat("e", maxText)
+	if got := cniError(errors.New(short)); got.Msg != short {
+		t.Errorf("%d of %d bytes", len(got.Msg), len(short))
+	}
+}
+
+// TestVerifierError loads a program that the verifier refuses after many instructions: the runtime is told the end of
+// the log, and standard error more of it.
 func TestVerifierError(t *testing.T) {
 	priv.Root(t)
 	var instructions asm.Instructions
-	for range 200 {
+	for range 2 * stderrLines {
 		instructions = append(instructions, asm.Mov.Imm(asm.R1, 7))
 	}
 	instructions = append(instructions, asm.LoadMem(asm.R0, asm.R1, 0, asm.Word), asm.Return())
@@ -56,17 +75,21 @@ func TestVerifierError(t *testing.T) {
 		t.Fatal(err)
 	}
 	os.Stderr = write
+	printed := make(chan []byte)
+	go func() {
+		whole, _ := io.ReadAll(read) // a pipe of ours
+		printed <- whole
+	}()
 	got := cniError(fmt.Errorf("loading: %w", loadErr))
 	os.Stderr = stderr
 	_ = write.Close()
-	whole, err := io.ReadAll(read)
-	if err != nil {
-		t.Fatal(err)
-	}
+	log := string(<-printed)
 	if !strings.Contains(got.Details, "invalid mem access") || strings.Count(got.Details, "\n") > verifierLines {
 		t.Errorf("details are %q", got.Details)
 	}
-	if log := string(whole); !strings.Contains(log, "\t100: ") || !strings.Contains(log, "invalid mem access") {
-		t.Errorf("standard error does not have the whole log: %s", log)
+	// of the instructions in the middle, one that standard error has, and one that it has not
+	if !strings.Contains(log, "\t1500: ") || strings.Contains(log, "\t500: ") ||
+		!strings.Contains(log, "invalid mem access") {
+		t.Errorf("standard error does not have the end of the log: %s", log)
 	}
 }

@@ -17,6 +17,7 @@ func status(ctx context.Context, c *call) error {
 	if err == nil {
 		err = c.datapath.Ready(datapath.ReadyOptions{
 			Mode: mode, Peers: c.conf.Stats.Peers, Redirect: c.conf.Redirect != nil, BigTCP: request.BigTCP(c.conf),
+			Programs: request.Programs(c.conf),
 		})
 	}
 	// runtimes ask often: it is the time to see what has become of the pods

@@ -3,6 +3,7 @@ package tests
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -117,6 +118,29 @@ func BuildReference(ctx context.Context) (Binaries, error) {
 		buildRefErr = goBuild(ctx, dir, packages...)
 	})
 	return b, buildRefErr
+}
+
+// SampleObject is the path of the object file of a program of bpf/samples, for machines of this byte order.
+func SampleObject(sample string) (string, error) {
+	root, err := repoRoot()
+	if err != nil {
+		return "", err
+	}
+	suffix := "el"
+	if binary.NativeEndian.Uint16([]byte{1, 0}) != 1 {
+		suffix = "eb"
+	}
+	return filepath.Join(root, "bpf", "samples", sample+"_bpf"+suffix+".o"), nil
+}
+
+// TestObject returns the path of one of the object files that plugin/programs has for tests. They are for little-endian
+// machines.
+func TestObject(name string) (string, error) {
+	root, err := repoRoot()
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(root, "plugin", "programs", "testdata", name+".bpf.o"), nil
 }
 
 // goBuild builds packages into output. Processes take turns, so that none runs a binary that another is writing.

@@ -15,7 +15,7 @@ import (
 )
 
 // streamTimeout is how long one TCP exchange may take.
-const streamTimeout = 30 * time.Second
+var streamTimeout = Patience(30 * time.Second)
 
 // Echo is a TCP and a UDP server that send back what they get.
 type Echo struct {

@@ -113,7 +113,7 @@ func MustObjects(t testing.TB) Snapshot {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := WaitNoNew(context.Background(), before, 5*time.Second); err != nil {
+		if err := WaitNoNew(context.Background(), before, Patience(5*time.Second)); err != nil {
 			t.Error(err)
 		}
 	})
@@ -122,5 +122,5 @@ func MustObjects(t testing.TB) Snapshot {
 
 // cleanupContext bounds a cleanup: the test's own context is over by then.
 func cleanupContext() (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.Background(), 30*time.Second)
+	return context.WithTimeout(context.Background(), Patience(30*time.Second))
 }

@@ -159,7 +159,7 @@ func ForgetNeighbours(place Place, ifname string) error {
 }
 
 // settleTimeout bounds the waits for interfaces.
-const settleTimeout = 15 * time.Second
+var settleTimeout = Patience(15 * time.Second)
 
 // WaitAddress waits, 15 seconds at most, until ip can be used in the place: it is on an interface, and duplicate
 // address detection is over.

@@ -21,7 +21,7 @@ import (
 const PingPayload = 56
 
 // replyTimeout is how long one packet may take to come back.
-const replyTimeout = 2 * time.Second
+var replyTimeout = Patience(2 * time.Second)
 
 // Ping sends exactly n echo requests from a place to dst, one after the other, and checks that each is answered, once.
 func Ping(ctx context.Context, from Place, dst netip.Addr, n int) error {

@@ -69,7 +69,7 @@ func makeVeth(ctx context.Context, node Place, pod *Pod, o VethOptions) (*Veth, 
 		return nil, err
 	}
 	// IPv6 addresses are tentative until both ends are up and the kernel has noticed.
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, Patience(5*time.Second))
 	defer cancel()
 	if o.PodAddress.IsValid() {
 		if err := WaitAddress(ctx, pod, o.PodAddress.Addr()); err != nil {

@@ -7,6 +7,7 @@
 #include "packet.h"
 #include "peers.h"
 #include "pod.h"
+#include "programs.h"
 #include "redirect.h"
 #include "stats.h"
 #include "verdict.h"
@@ -80,10 +81,14 @@ static __always_inline enum verdict core_redirect(const struct packet *pkt, __u3
 /*
  * The walk of one parsed packet, the same for every hook and direction: finds the pod whose host
  * end is ifindex, decides, counts. An interface that is no pod's passes everything uncounted: it
- * is on its way in or out. For VERDICT_REDIRECT the CPU's view says where to.
+ * is on its way in or out. For VERDICT_REDIRECT the CPU's view says where to, if pkt->direct.
+ *
+ * walk is NULL but where programs of others run. What those before our policy decided about is only
+ * counted; what those after it are yet to decide about is left for xdp_egress_programs() to count.
  */
 static __always_inline enum verdict core(struct packet *pkt, enum parse_result result,
-					 __u32 ifindex, enum direction direction, enum hook hook)
+					 __u32 ifindex, enum direction direction, enum hook hook,
+					 struct walk *walk)
 {
 	enum verdict verdict = VERDICT_PASS, counted;
 	__u32 number, flags;
@@ -96,6 +101,10 @@ static __always_inline enum verdict core(struct packet *pkt, enum parse_result r
 	if (!config_redirect)
 		flags &= ~SLOT_REDIRECT;
 	core_count(pkt, result, number, flags, direction);
+	if (walk && walk->decided != VERDICT_PASS) {
+		core_conclude(number, direction, walk->decided, pkt->len, pkt->packets);
+		return walk->decided;
+	}
 	if (flags & (SLOT_FILTER | SLOT_REDIRECT))
 		fill_view(pkt, result, direction);
 	if (flags & SLOT_FILTER)
@@ -106,6 +115,12 @@ static __always_inline enum verdict core(struct packet *pkt, enum parse_result r
 			redirect_delivered(number);
 		else
 			verdict = core_redirect(pkt, number, hook, &counted);
+		pkt->direct = verdict == VERDICT_REDIRECT;
+	}
+	if (walk && verdict == VERDICT_PASS && slot_programs(slot, SLOT_AFTER)) {
+		walk->len = pkt->len;
+		walk->undecided = 1;
+		return VERDICT_PASS;
 	}
 	core_conclude(number, direction, counted, pkt->len, pkt->packets);
 	return verdict;

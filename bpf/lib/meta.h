@@ -28,6 +28,7 @@ enum pod_flag {
 	POD_REDIRECT = 1 << 6, /* its packets are to go directly where they can */
 	POD_UNFIT = 1 << 7,    /* with POD_REDIRECT: they could not when it was made */
 	POD_BIG_TCP = 1 << 8,  /* we raised the limits of GSO and GRO: see big_tcp */
+	POD_PROGRAMS = 1 << 9, /* user programs run on what it sends: XDP, or tc in mode tcx */
 };
 
 struct pod_address {

@@ -55,11 +55,13 @@ struct packet {
 	__u32 from_host; /* not 0: made on the node itself, not forwarded; XDP cannot see such */
 	__u32 gso_size; /* bytes of payload in each, 0 if it is not GSO or at XDP, which cannot know */
 
-	__u8 flags;        /* enum packet_flag */
-	__u8 family;       /* enum family */
-	__u8 protocol;     /* enum protocol */
-	__u8 l4_protocol;  /* as in the last IP header parsed: IPPROTO_* */
-	__u16 ethertype;   /* behind all tags, host byte order */
+	__u8 flags;       /* enum packet_flag */
+	__u8 family;      /* enum family */
+	__u8 protocol;    /* enum protocol */
+	__u8 l4_protocol; /* as in the last IP header parsed: IPPROTO_* */
+	__u16 ethertype;  /* behind all tags, host byte order */
+	__u8 direct;      /* not 0: core() redirects it to another pod */
+	__u8 pad;
 	__u32 l3_off;      /* of the IP header */
 	__u32 l3_end;      /* where the IP datagram ends; padding may follow */
 	__u32 l4_off;      /* of the L4 header, 0 if there is none */

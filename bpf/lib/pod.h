@@ -11,11 +11,21 @@
 /* Attachments that a node can hold; a power of two. */
 #define MAX_PODS 4096
 
+/* Programs of others that an attachment can have. */
+#define MAX_POD_PROGRAMS 8
+
 enum slot_flag {
 	SLOT_PEERS = 1 << 0,    /* the pod has a map of per-peer counters */
 	SLOT_FILTER = 1 << 1,   /* the pod has a policy; without it nothing passes */
 	SLOT_POLICY = 1 << 2,   /* which of the slot's two places holds the policy in force */
 	SLOT_REDIRECT = 1 << 3, /* the pod's packets may go directly, and others' to it */
+};
+
+/* Numbers in the flags of a slot, which is one cache line as it is: from which bit on they stand. */
+enum slot_number {
+	SLOT_BEFORE = 16, /* programs of others that run before our policy */
+	SLOT_AFTER = 20,  /* and on what it lets pass */
+	SLOT_BITS = 4,    /* of each; at most MAX_POD_PROGRAMS */
 };
 
 /*
@@ -25,7 +35,7 @@ enum slot_flag {
  */
 struct slot {
 	__u32 ifindex;        /* of the host end, host byte order; 0: the slot is free */
-	__u32 flags;          /* enum slot_flag, host byte order */
+	__u32 flags;          /* enum slot_flag and enum slot_number, host byte order */
 	__u64 owner;          /* pod_meta.owner of the attachment that has the slot */
 	struct endpoint self; /* with SLOT_REDIRECT: the pod, as others find it */
 };
@@ -45,6 +55,12 @@ struct {
 	__type(key, __u32);
 	__type(value, __u32);
 } slot_overflow SEC(".maps");
+
+/* Returns one of the numbers in the flags of a slot. */
+static __always_inline __u32 slot_programs(const struct slot *slot, enum slot_number which)
+{
+	return slot->flags >> which & ((1 << SLOT_BITS) - 1);
+}
 
 /* Sets *number to the slot of the attachment whose host end is ifindex; NULL if there is none. */
 static __always_inline struct slot *pod_slot(__u32 ifindex, __u32 *number)

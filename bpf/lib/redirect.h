@@ -37,6 +37,7 @@ enum way {
 	WAY_LONG,     /* longer than the target's MTU */
 	WAY_LAST_HOP, /* its TTL or hop limit ends here, which the router is to say */
 	WAY_UNKNOWN,  /* whether its flow is translated is not known, or it is */
+	WAY_PROGRAMS, /* programs of others run on it after the policy, and may have changed it */
 };
 
 /* Where XDP programs redirect to: the host ends of all targets, by their ifindex. */
@@ -274,7 +275,7 @@ __attribute__((noinline)) int redirect_way(__u32 number)
 	protocol = view->key.protocol;
 	if (!endpoint_pairs(&slot->self, target, protocol))
 		return WAY_MODES;
-	way = redirect_frame(view, &slot->self);
+	way = slot_programs(slot, SLOT_AFTER) ? WAY_PROGRAMS : redirect_frame(view, &slot->self);
 	if (protocol != IPPROTO_TCP)
 		now = clock_now();
 	end = redirect_key(view, slot->self.network);

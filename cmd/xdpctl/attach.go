@@ -39,7 +39,8 @@ They are found in what libcni notes of the pods that runtimes make through it (-
 runtime that has no such notes cannot be attached while it runs. Where such a runtime takes the chain
 of a pod's DEL from there (CRI-O, podman), the entry is noted, so that the DEL comes to the plugin.
 
-No packet is lost by it. With a filter, flows that the pod has are judged by its rules like new ones.`
+No packet is lost by it, but where the kernel has no tcx (below 6.6) a few that come to the pod just then.
+With a filter, flows that the pod has are judged by its rules like new ones.`
 
 func newAttachCommand(o *options) *cobra.Command {
 	var (

@@ -39,10 +39,11 @@ func judge(f *facts) []check {
 	if f.privileges != nil {
 		return checks // all else would fail for this reason
 	}
-	checks = append(checks, f.checkProgramTypes(), f.checkLinks(), f.checkTCX(), f.checkFrags(), f.checkJIT(),
-		f.checkBPFFS(), f.checkLayout(), f.checkNode(), f.checkReady())
+	checks = append(checks, f.checkProgramTypes(), f.checkLinks(), f.checkTCX(), f.checkFrags(),
+		f.checkTailCalls(), f.checkJIT(), f.checkLRU(), f.checkBPFFS(), f.checkLayout(), f.checkNode(), f.checkReady())
 	checks = append(checks, f.checkAttachments()...)
 	checks = append(checks, f.checkFilters())
+	checks = append(checks, f.checkPrograms()...)
 	checks = append(checks, f.checkRedirect()...)
 	return append(checks, f.checkStale(), f.checkLeases())
 }
@@ -223,20 +224,10 @@ func (f *facts) checkFilters() check {
 	if len(odd) == 0 {
 		return ok(name, detail)
 	}
-	for _, text := range odd[:min(len(odd), mostOdd)] {
-		pods := of[text]
-		detail += fmt.Sprintf("\n%s, of %s", text, strings.Join(pods[:min(len(pods), mostOdd)], ", "))
-		if more := len(pods) - mostOdd; more > 0 {
-			detail += fmt.Sprintf(" and %d more", more)
-		}
-	}
-	if more := len(odd) - mostOdd; more > 0 {
-		detail += fmt.Sprintf("\nand %d more", more)
-	}
-	return warn(name, detail, "see xdpctl filter show")
+	return warn(name, detail+oddities(odd, of), "see xdpctl filter show")
 }
 
-// mostOdd is how much doctor tells of what is odd about filters, and of how many pods.
+// mostOdd is how much doctor tells of what is odd about filters or programs, and of how many pods.
 const mostOdd = 10
 
 func (f *facts) checkStale() check {

@@ -16,7 +16,8 @@ func newDetachCommand(o *options) *cobra.Command {
 		Use:   "detach (POD... | --all)",
 		Short: "Detach pods that go on running",
 		Long: `Take down what the plugin made for pods, which go on running: they are neither counted nor filtered any
-more, and their packets go by the stack. No packet is lost by it. Their counters are gone.
+more, and their packets go by the stack. Their counters are gone. No packet is lost by it, but where the
+kernel has no tcx (below 6.6) a few that come to the pod just then.
 
 Their DEL finds nothing to do. To have them back: xdpctl attach.`,
 		Example: `  xdpctl detach default/web

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -34,6 +37,17 @@ func TestJudge(t *testing.T) {
 		{"JIT debugs", func(f *facts) { f.jitSysctl = "2" }, "JIT", statusWarn, "kernel log"},
 		{"JIT unknown", func(f *facts) { f.jitErr = broken }, "JIT", statusWarn, "cannot tell"},
 		{"JIT in a namespace", func(f *facts) { f.jitSysctl = "" }, "JIT", statusOK, "on"},
+		{"LRU maps", func(f *facts) { f.attachments[3].capacities.Flows = 256 }, "LRU maps", statusOK, "filled"},
+		{"LRU maps unknown", withCPUs(2, func(f *facts) { f.lru.err = broken }), "LRU maps", statusWarn, "cannot tell: broken"},
+		{"LRU maps large enough", withCPUs(16, func(f *facts) {
+			f.attachments[3].capacities = datapath.Capacities{Flows: 4096, Peers: 4096}
+		}), "LRU maps", statusOK, "less than 4096, 256 for each of 16 CPUs"},
+		{"LRU maps for flows", withCPUs(17, func(f *facts) {
+			f.attachments[3].capacities.Flows, f.attachments[2].capacities.Flows = 4096, 4352
+		}), "LRU maps", statusWarn, "\nmaxFlows of filter: 4096 of demo/serverset them to 4352, 256 for each of 17 CPUs, or more"},
+		{"LRU map for peers", withCPUs(2, func(f *facts) { f.attachments[3].capacities.Peers = 511 }),
+			"LRU maps", statusWarn, "\nstats.peers: 511 of demo/serverset them to 512,"},
+		{"LRU map of redirect", withCPUs(65, withRedirect(nil)), "LRU maps", statusWarn, "\nmaxFlows of redirect: 16384 of the nodeset them to 16640,"},
 		{"bpffs of the host", func(f *facts) { f.mounted, f.rootIsThere = false, false }, "bpffs", statusWarn, "first ADD"},
 		{"bpffs not there", func(f *facts) { f.mounted = false }, "bpffs", statusFail, "mount -t bpf"},
 		{"bpffs unknown", func(f *facts) { f.mounted, f.rootIsThere, f.mountable = false, false, broken }, "bpffs", statusFail, "broken"},
@@ -63,6 +77,20 @@ func TestJudge(t *testing.T) {
 			f.attachments[1].filter = oddFilter()
 		}, "filters", statusWarn, `3 of 4 attachments have one
 rule "b" (rules[1]): never decides: rule "a" (rules[0]) comes before it and matches all that it does, of 77bb00000000, demo/client`},
+		{"tail calls", func(*facts) {}, "tail calls", statusOK, "can run user programs"},
+		{"no tail calls", func(f *facts) { f.tailCalls = broken }, "tail calls", statusWarn, "broken"},
+		{"programs", withPrograms(nil), "programs", statusOK, "4 user programs, on 2 of 4 attachments"},
+		{"object changed", withPrograms(func(p programFacts) { p["/etc/cni/xdp/blocklist.bpf.o"] = objectFacts{} }),
+			"programs", statusWarn,
+			"blocklist.bpf.o has changed since block was loaded (now 000000000000), of 77bb00000000, demo/server"},
+		{"object gone", withPrograms(func(p programFacts) {
+			p["/etc/cni/xdp/count.bpf.o"] = objectFacts{err: fs.ErrNotExist}
+		}), "programs", statusWarn,
+			"/etc/cni/xdp/count.bpf.o, which count was loaded from, is not there any more, of demo/server"},
+		{"object unreadable", withPrograms(func(p programFacts) {
+			p["/etc/cni/xdp/count.bpf.o"] = objectFacts{err: broken}
+		}),
+			"programs", statusWarn, "count was loaded from: broken"},
 		{"no leases", func(f *facts) { f.leases = leaseFacts{} }, "leases", statusOK, "no address"},
 		{"leases", func(*facts) {}, "leases", statusOK, "3 in 1 networks"},
 		{"leases unreadable", func(f *facts) { f.leases.err = broken }, "leases", statusFail, "broken"},
@@ -111,10 +139,67 @@ func withRedirect(change func(*redirectFacts)) func(*facts) {
 	}
 }
 
+// withPrograms gives some pods user programs, and changes what is known of the files.
+func withPrograms(change func(programFacts)) func(*facts) {
+	return func(f *facts) {
+		*f = *programmedFacts()
+		if change != nil {
+			change(f.programs)
+		}
+	}
+}
+
+// withCPUs is a kernel that does not fill LRU maps, and changes what else is known.
+func withCPUs(n int, change func(*facts)) func(*facts) {
+	return func(f *facts) {
+		f.lru = lruFacts{cpus: n}
+		change(f)
+	}
+}
+
+func TestCountCPUs(t *testing.T) {
+	for list, want := range map[string]int{"0\n": 1, "0-3\n": 4, "0-3,8,10-11\n": 7} {
+		if have, err := countCPUs(list); err != nil || have != want {
+			t.Errorf("%q: %d, %v, want %d", list, have, err, want)
+		}
+	}
+	for _, list := range []string{"", "x", "0-", "1,,2"} {
+		if have, err := countCPUs(list); err == nil {
+			t.Errorf("%q: %d, want an error", list, have)
+		}
+	}
+}
+
+// TestProbeObjects: of a file that several programs are from, or that is none, is told what it is now.
+func TestProbeObjects(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "object")
+	if err := os.WriteFile(path, []byte("abc"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f := &facts{attachments: []attachmentFacts{{}, {programs: []datapath.PodProgram{
+		{Name: "a", Object: path, Digest: sha256.Sum256([]byte("abc"))}, {Name: "b", Object: path},
+		{Name: "c", Object: path + "x"}, {Name: "d", Object: dir},
+	}}}}
+	f.probeObjects()
+	var have []string
+	for _, p := range f.attachments[1].programs {
+		have = append(have, f.programs[p.Object].oddity(p))
+	}
+	want := []string{
+		"", path + " has changed since b was loaded (now ba7816bf8f01)", // FIPS 180-2, B.1
+		path + "x, which c was loaded from, is not there any more",
+	}
+	if !slices.Equal(have[:3], want) || !strings.Contains(have[3], "no regular file") {
+		t.Errorf("%q", have)
+	}
+}
+
 // TestNoRedirect: of what no pod has, doctor says nothing.
 func TestNoRedirect(t *testing.T) {
+	silent := []string{"redirect", "host firewall", "forward rules", "INVALID", "masquerade", "programs"}
 	for _, c := range judge(goodFacts()) {
-		if slices.Contains([]string{"redirect", "host firewall", "forward rules", "INVALID", "masquerade"}, c.Name) {
+		if slices.Contains(silent, c.Name) {
 			t.Errorf("%+v", c)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -28,6 +29,7 @@ type fakeNode struct {
 	attachments []datapath.Attachment
 	policies    map[string]*datapath.PolicyState // by attachment
 	stats       map[string]*datapath.Stats
+	programs    map[string][]datapath.PodProgram
 	fail        map[string]error // of what is done to an attachment
 	calls       []string         // what was changed, and what was read but for counters
 	// follow plays drops.
@@ -45,7 +47,8 @@ type fakeNode struct {
 func newFakeNode(t *testing.T) *fakeNode {
 	n := &fakeNode{
 		T: t, bpffs: t.TempDir(), policies: map[string]*datapath.PolicyState{}, stats: map[string]*datapath.Stats{},
-		fail: map[string]error{}, endpoints: sampleEndpoints(), ways: map[string]*datapath.Way{}, flows: sampleFlows(),
+		programs: map[string][]datapath.PodProgram{},
+		fail:     map[string]error{}, endpoints: sampleEndpoints(), ways: map[string]*datapath.Way{}, flows: sampleFlows(),
 	}
 	n.root = pins.NewRoot(n.bpffs)
 	for _, a := range sampleAttachments() {
@@ -137,6 +140,10 @@ func (n *fakeNode) ReplacePolicy(_ context.Context, a datapath.Attachment, p dat
 
 func (n *fakeNode) FollowDrops(ctx context.Context, with func(datapath.DropEvent) error) error {
 	return n.follow(ctx, with)
+}
+
+func (n *fakeNode) ReadPrograms(a datapath.Attachment) ([]datapath.PodProgram, error) {
+	return n.programs[a.ID], errors.Join(n.gone(a), n.fail["programs "+a.Meta.HostName])
 }
 
 func (n *fakeNode) Endpoints() (*datapath.Endpoints, error) { return n.endpoints, n.fail["endpoints"] }

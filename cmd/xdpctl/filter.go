@@ -26,6 +26,7 @@ type filters interface {
 	ReadPolicy(datapath.Attachment) (*datapath.PolicyState, error)
 	ReplacePolicy(context.Context, datapath.Attachment, datapath.Policy) error
 	FollowDrops(context.Context, func(datapath.DropEvent) error) error
+	ReadPrograms(datapath.Attachment) ([]datapath.PodProgram, error)
 }
 
 const filterHelp = `Show, test and change the packet filters of pods.

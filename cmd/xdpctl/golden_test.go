@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -46,7 +47,9 @@ func TestGolden(t *testing.T) {
 	plain, watched := later.reports(nil), later.reports(earlier)
 	pods := []podReport{}
 	for i, a := range list {
-		pods = append(pods, newPodReport(a.Meta, []*datapath.PolicyState{nil, samplePolicy(), nil, {Rules: make([]datapath.RuleStats, 1)}}[i]))
+		policies := []*datapath.PolicyState{nil, samplePolicy(), nil, {Rules: make([]datapath.RuleStats, 1)}}
+		programs := [][]datapath.PodProgram{nil, sampleTCPrograms(), nil, samplePrograms()[2:]}
+		pods = append(pods, newPodReport(a.Meta, policies[i], programs[i]))
 	}
 	peers := newPeersReport(list[0].Meta, samplePeers(), 0)
 	collected := newGCReport(true, list[:1])
@@ -58,6 +61,14 @@ func TestGolden(t *testing.T) {
 	tested := sampleTest(t)
 	endpoints := newEndpointsReport(sampleEndpoints(), nil, false)
 	applied := sampleApply(t)
+	loaded := &loadReport{newAttachment(list[2].Meta), []loadedMap{
+		{Program: "xdp_blocklist", Map: "blocklist_v4", Family: "ipv4", Prefixes: 98_304, Added: 98_304},
+		{Program: "xdp_blocklist", Map: "blocklist_v6", Family: "ipv6", Prefixes: 1_200, Added: 7, Removed: 3},
+	}}
+	generic, tcx := *list[1].Meta, *list[1].Meta
+	generic.Mode = datapath.ModeGeneric
+	programs := newProgramsReport(&generic, samplePrograms(), sampleKernel(samplePrograms()), sampleNodeMaps())
+	byKernel := newProgramsReport(&tcx, sampleTCPrograms(), sampleKernel(sampleTCPrograms()), sampleNodeMaps())
 	version, behind := sampleVersion("v0.1.0", "v0.1.0"), sampleVersion("v0.2.0", "v0.1.0")
 	for _, result := range []struct {
 		name   string
@@ -77,6 +88,9 @@ func TestGolden(t *testing.T) {
 		{"filter-show-none", none, func(s style) string { return filterTable(&none, s, now) }, nil},
 		{"filter-test", tested, func(style) string { return tryText(tested) }, nil},
 		{"filter-apply", applied, func(style) string { return applyText(applied) }, nil},
+		{"programs", programs, func(s style) string { return programsTable(&programs, s) }, []format{formatWide}},
+		{"programs-kernel", byKernel, func(s style) string { return programsTable(&byKernel, s) }, []format{formatWide}},
+		{"programs-load", loaded, func(s style) string { return loadTable(loaded, s) }, nil},
 		{"endpoints", endpoints, func(s style) string { return endpointsText(endpoints, s) }, []format{formatWide}},
 		{"drops", drops, func(s style) string { return dropsText(drops, s, now) }, nil},
 		{"version", version, func(style) string { return versionText(version, true, now) }, nil},
@@ -88,6 +102,9 @@ func TestGolden(t *testing.T) {
 		{"attach", sampleAttach(), func(style) string { return attachText(sampleAttach()) }, nil},
 		{"doctor", newDoctorReport(goodFacts()), func(style) string { return doctorText(newDoctorReport(goodFacts())) }, nil},
 		{"doctor-redirect", newDoctorReport(redirectingFacts()), func(style) string { return doctorText(newDoctorReport(redirectingFacts())) }, nil},
+		{"doctor-programs", newDoctorReport(programmedFacts()), func(style) string {
+			return doctorText(newDoctorReport(programmedFacts()))
+		}, nil},
 		{"doctor-bad", newDoctorReport(badFacts()), func(style) string { return doctorText(newDoctorReport(badFacts())) }, nil},
 	} {
 		for _, as := range append([]format{formatTable, formatJSON}, result.more...) {
@@ -124,10 +141,11 @@ func TestFollowGolden(t *testing.T) {
 	}
 }
 
-// TestHelpGolden has the help of the commands about filters, of those that show them, and of installing.
+// TestHelpGolden has the help of the commands about filters and programs, of those that show them, and of installing.
 func TestHelpGolden(t *testing.T) {
-	for _, command := range []string{"", "stats", "pods", "drops", "endpoints", "trace", "filter", "filter show", "filter apply", "filter test",
-		"install", "upgrade", "uninstall", "attach", "detach", "version"} {
+	for _, command := range []string{"", "stats", "pods", "drops", "endpoints", "trace", "programs", "programs dump",
+		"programs load", "doctor", "filter", "filter show", "filter apply", "filter test", "install", "upgrade", "uninstall",
+		"attach", "detach", "version"} {
 		status, stdout, stderr := xdpctl(t.Context(), append(strings.Fields(command), "--help")...)
 		if status != 0 || stderr != "" {
 			t.Errorf("%s: status %d, %q", command, status, stderr)
@@ -140,12 +158,12 @@ func TestHelpGolden(t *testing.T) {
 func TestEmptyIsNoNull(t *testing.T) {
 	none := &datapath.Meta{}
 	for _, result := range []any{
-		(&sample{}).reports(nil), newStatsReport(none, &datapath.Stats{}), newPodReport(none, nil),
+		(&sample{}).reports(nil), newStatsReport(none, &datapath.Stats{}), newPodReport(none, nil, nil),
 		newPeersReport(none, nil, 0), newGCReport(false, nil), newNodeReport(&datapath.NodeInfo{}),
 		newDropsReport(none, nil, &datapath.Stats{}), newFilterReport(none, &inForce{Filter: &conf.Filter{}}, &datapath.Stats{}),
 		applyReport{Warnings: []conf.Warning{}, Pods: []appliedTo{{attachment: newAttachment(none), Changes: diffFilters(&conf.Filter{}, &conf.Filter{})}}},
 		newDoctorReport(&facts{privileges: os.ErrPermission}), newEndpointsReport(&datapath.Endpoints{}, nil, false),
-		newEndpointReport(&datapath.Endpoint{}),
+		newEndpointReport(&datapath.Endpoint{}), newProgramsReport(none, nil, nil, nil),
 	} {
 		text, err := json.Marshal(result)
 		if err != nil {
@@ -237,8 +255,11 @@ func TestFilterDocs(t *testing.T) {
 	}
 }
 
+// foreign is what the fields of are not ours: a filter is a network configuration's, and what is in maps the programs'.
+var foreign = []string{"filter", "entries[].key", "entries[].value", "entries[].values[].value"}
+
 // fieldPaths adds the path of each field in value, as "checks[].name". Counters are one thing; so
-// are the fields of an attachment, wherever it stands. A filter is a network configuration's.
+// are the fields of an attachment, wherever it stands.
 func fieldPaths(value any, path string, to map[string]bool) {
 	switch value := value.(type) {
 	case []any:
@@ -256,7 +277,7 @@ func fieldPaths(value any, path string, to map[string]bool) {
 				below = name
 			}
 			to[below] = true
-			if below != "filter" {
+			if !slices.Contains(foreign, below) {
 				fieldPaths(field, below, to)
 			}
 		}

@@ -10,10 +10,12 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/cni/libcni"
 
 	"github.com/xdp-cni/xdp-cni/internal/install"
+	"github.com/xdp-cni/xdp-cni/plugin/datapath"
 	"github.com/xdp-cni/xdp-cni/tests"
 )
 
@@ -125,8 +127,41 @@ func (n *installNode) contains(text string, want ...string) {
 	}
 }
 
+// pingUntil sends pings, one after the other, until the end, and returns how many had no answer.
+func pingUntil(t *testing.T, stop <-chan struct{}, from tests.Place, to netip.Addr) (lost int) {
+	for {
+		select {
+		case <-stop:
+			return lost
+		default:
+		}
+		// what is not there after this time is lost, not late, also where the processor is emulated
+		got, err := tests.PingCount(t.Context(), from, to, 1, tests.Patience(time.Second))
+		if err != nil {
+			t.Error(err)
+			return lost
+		}
+		lost += 1 - got
+	}
+}
+
+// mayLose is how many of packets sent one after the other may get lost by changes at tc hooks that they come by: none
+// where those are tcx links. To add or remove a clsact qdisc the kernel takes the device's queues out of service until
+// the next grace period (dev_deactivate() in qdisc_graft()), which is over before the loss is noticed.
+func mayLose(t *testing.T, changes int) int {
+	t.Helper()
+	kernel, err := datapath.ProbeFeatures()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if kernel.TCX {
+		return 0
+	}
+	return changes
+}
+
 // TestInstall puts the plugin on a node where pods run, and takes it away again. They are attached and
-// detached without losing one of their packets, and in the end all is as it was.
+// detached without losing one of their packets, but for what a clsact qdisc costs, and in the end all is as it was.
 func TestInstall(t *testing.T) {
 	n := newInstallNode(t)
 	list := tests.Conflist("pods", "1.0.0", n.Bridge(tests.IPv4), tests.Conf{"type": "tuning"})
@@ -152,21 +187,8 @@ func TestInstall(t *testing.T) {
 
 	// packets go on all the while
 	stop := make(chan struct{})
-	lost := make(chan error, 1)
-	go func() {
-		for {
-			select {
-			case <-stop:
-				lost <- nil
-				return
-			default:
-				if err := tests.Ping(t.Context(), first, second.IPv4(), 5); err != nil {
-					lost <- err
-					return
-				}
-			}
-		}
-	}()
+	lost := make(chan int, 1)
+	go func() { lost <- pingUntil(t, stop, first, second.IPv4()) }()
 	attach := append(n.dirs("conf", "cache"), "attach")
 	if have := n.xdpctl(1, append(attach, "demo/none")...); !strings.Contains(have, "demo/second") {
 		t.Error(have)
@@ -192,8 +214,9 @@ func TestInstall(t *testing.T) {
 	n.xdpctl(0, append(n.dirs("conf", "bin"), "install", "--mode", "generic")...)
 	n.contains(n.confined(",+net_admin,+sys_admin,+sys_resource", uninstall...), "detached", "restored", "removed")
 	close(stop)
-	if err := <-lost; err != nil {
-		t.Error("packets were lost:", err)
+	// first and second are attached, second is taken off and attached again, and both go
+	if have, most := <-lost, mayLose(t, 6); have > most {
+		t.Errorf("%d packets were lost, more than %d", have, most)
 	}
 	if text, err := os.ReadFile(file); err != nil || string(text) != list {
 		t.Error(err, string(text))

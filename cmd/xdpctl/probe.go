@@ -29,6 +29,7 @@ type facts struct {
 	featuresErr   error
 	programTypes  error
 	links         error
+	tailCalls     error
 	jitted        bool
 	jitErr        error
 	jitSysctl     string // "" where it is not to be seen, as outside the first network namespace
@@ -46,15 +47,19 @@ type facts struct {
 	abandoned     []string // in staging, for longer than an operation takes
 	leases        leaseFacts
 	redirect      redirectFacts
+	programs      programFacts
+	lru           lruFacts
 }
 
 type attachmentFacts struct {
 	datapath.Attachment
-	stale     bool
-	verify    error
-	seenTwice bool
-	filter    *conf.Filter // nil if there is none
-	filterErr error
+	stale      bool
+	verify     error
+	seenTwice  bool
+	filter     *conf.Filter // nil if there is none
+	filterErr  error
+	programs   []datapath.PodProgram
+	capacities datapath.Capacities
 }
 
 // operationTime is longer than any ADD or DEL is at work.
@@ -73,13 +78,16 @@ func gather(ctx context.Context, d *datapath.Datapath) *facts {
 	f.programTypes = errors.Join(probeProgramType(ebpf.XDP), probeProgramType(ebpf.SchedCLS))
 	f.probeProgram()
 	f.links = datapath.CheckXDPLinks()
+	f.tailCalls = datapath.CheckTailCalls()
 	if value, err := os.ReadFile("/proc/sys/net/core/bpf_jit_enable"); err == nil {
 		f.jitSysctl = strings.TrimSpace(string(value))
 	}
+	f.lru = probeLRU()
 	f.probePins(d)
 	f.node, f.nodeErr = d.NodeInfo()
 	f.ready = d.Ready(datapath.ReadyOptions{Mode: datapath.ModeGeneric})
 	f.probeAttachments(ctx, d)
+	f.probeObjects()
 	f.leases = probeLeases(d.Root, f.attachments)
 	if f.node != nil && f.node.Here {
 		f.redirect = probeRedirect(d)
@@ -152,6 +160,7 @@ func (f *facts) probeAttachments(ctx context.Context, d *datapath.Datapath) {
 		if !facts.stale && (f.node == nil || f.node.Here) {
 			facts.verify = d.Verify(a)
 			facts.seenTwice, _ = d.SeenTwice(a) // what is in its way, verify tells
+			facts.capacities, _ = d.Capacities(a)
 			f, err := readFilter(d, a)
 			if f != nil {
 				facts.filter = f.Filter
@@ -160,6 +169,7 @@ func (f *facts) probeAttachments(ctx context.Context, d *datapath.Datapath) {
 			if isGone(d.Root, a, errors.Join(facts.verify, err)) {
 				continue
 			}
+			facts.programs, _ = d.ReadPrograms(a) // what cannot be read, verify tells
 		}
 		f.attachments = append(f.attachments, facts)
 	}

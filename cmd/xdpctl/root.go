@@ -151,7 +151,7 @@ func newRootCommand(o *options) *cobra.Command {
 	_ = root.MarkPersistentFlagDirname("bpffs")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formatNames(), cobra.ShellCompDirectiveNoFileComp))
 
-	root.AddCommand(newPodsCommand(o), newStatsCommand(o), newPeersCommand(o),
+	root.AddCommand(newPodsCommand(o), newStatsCommand(o), newPeersCommand(o), newProgramsCommand(o),
 		newFilterCommand(o), newDropsCommand(o), newEndpointsCommand(o), newTraceCommand(o), newIPAMCommand(o),
 		newDoctorCommand(o), newGCCommand(o), newVersionCommand(o),
 		newInstallCommand(o), newUpgradeCommand(o), newUninstallCommand(o), newAttachCommand(o), newDetachCommand(o))

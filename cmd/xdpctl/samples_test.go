@@ -66,6 +66,70 @@ func sampleAttachments() []datapath.Attachment {
 	return list
 }
 
+// samplePrograms are user programs: two before the filter, of which one is shared, and one after it.
+func samplePrograms() []datapath.PodProgram {
+	return []datapath.PodProgram{
+		{
+			Name: "block", Function: "xdp_blocklist", Object: "/etc/cni/xdp/blocklist.bpf.o", Digest: [32]byte{1}, ID: 311,
+			Maps: []string{"/x/programs/block/blocklist_v4", "/x/programs/block/blocklist_v6"},
+			Runs: [bpf.DatapathVerdictVERDICTS]uint64{1, 20, 123_456, 3, 4}, Timed: 1930, Time: 173_600 * time.Nanosecond,
+		},
+		{
+			Name: "xdp_pass", Function: "xdp_pass", Object: "/etc/cni/xdp/verdicts.bpf.o", Digest: [32]byte{2}, ID: 312,
+			Optional: true, Shared: true, Runs: [bpf.DatapathVerdictVERDICTS]uint64{bpf.DatapathVerdictVERDICT_PASS: 123_456},
+			Timed: 1930, Time: 61_760 * time.Nanosecond,
+		},
+		{
+			Name: "count", Function: "xdp_count", Object: "/etc/cni/xdp/count.bpf.o", Digest: [32]byte{3}, ID: 313, After: true,
+			Maps:  []string{"/x/programs/count/_bss", "/x/programs/count/sources"},
+			Runs:  [bpf.DatapathVerdictVERDICTS]uint64{bpf.DatapathVerdictVERDICT_PASS: 123_000},
+			Timed: 1923, Time: 98_073 * time.Nanosecond,
+		},
+	}
+}
+
+// sampleTCPrograms are those of a pod in mode tcx.
+func sampleTCPrograms() []datapath.PodProgram {
+	return []datapath.PodProgram{
+		{
+			Name: "mark", Function: "tc_mark", Object: "/etc/cni/xdp/mark.bpf.o", Digest: [32]byte{4}, ID: 314, TC: true,
+			Shared: true,
+		},
+		{
+			Name: "count", Function: "tc_count", Object: "/etc/cni/xdp/count.bpf.o", Digest: [32]byte{3}, ID: 315, TC: true,
+			After: true, Maps: []string{"/x/programs/count/_bss", "/x/programs/count/sources"},
+		},
+	}
+}
+
+// sampleNodeMaps are those of both that are the node's.
+func sampleNodeMaps() map[string]string {
+	return map[string]string{"/x/programs/count/sources": "/x/node/program_maps/sources"}
+}
+
+// sampleKernel is what the kernel says of so many programs: of tc programs it counts the runs.
+func sampleKernel(list []datapath.PodProgram) (kernel []*datapath.KernelProgram) {
+	for _, p := range list {
+		one := &datapath.KernelProgram{Type: ebpf.XDP}
+		if p.TC {
+			one = &datapath.KernelProgram{Type: ebpf.SchedCLS, Runs: 1000, Time: 65 * time.Microsecond}
+		}
+		kernel = append(kernel, one)
+	}
+	return kernel
+}
+
+// programmedFacts are those of a node where pods have user programs, whose files are as they were.
+func programmedFacts() *facts {
+	f := goodFacts()
+	f.attachments[0].programs, f.attachments[3].programs = samplePrograms()[:1], samplePrograms()
+	f.programs = programFacts{}
+	for _, p := range samplePrograms() {
+		f.programs[p.Object] = objectFacts{digest: p.Digest}
+	}
+	return f
+}
+
 // sampleReadings are counters of the first two attachments.
 func sampleReadings() []reading {
 	busy := &datapath.Stats{
@@ -212,6 +276,7 @@ func goodFacts() *facts {
 	f := &facts{
 		release: "v0.1.0", kernel: "6.18.0", features: datapath.Features{TCX: true, XDPFrags: true},
 		jitted: true, jitSysctl: "1", root: "/sys/fs/bpf/xdp-cni", rootIsThere: true, mounted: true, node: sampleNode(),
+		lru: lruFacts{fills: true},
 	}
 	f.leases = leaseFacts{networks: 1, leases: 3}
 	for _, a := range sampleAttachments() {
@@ -239,6 +304,13 @@ func badFacts() *facts {
 	f := goodFacts()
 	f.release, f.kernel, f.features = "v0.2.0", "5.15.0", datapath.Features{}
 	f.jitted, f.jitSysctl = false, "0"
+	f.tailCalls = datapath.ErrUnsupported
+	changed, gone := samplePrograms()[0], samplePrograms()[1]
+	f.attachments[2].programs = []datapath.PodProgram{changed, gone}
+	f.attachments[3].programs = []datapath.PodProgram{changed}
+	f.programs = programFacts{changed.Object: {digest: [32]byte{9}}, gone.Object: {err: fs.ErrNotExist}}
+	f.lru = lruFacts{cpus: 64}
+	f.attachments[3].capacities = datapath.Capacities{Flows: 4096, Peers: 1024}
 	f.attachments[0].verify = errors.New("pin peers:\nmissing")
 	f.attachments[1].stale = true
 	f.ready = fs.ErrInvalid

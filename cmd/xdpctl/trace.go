@@ -42,6 +42,7 @@ var wayWords = map[bpf.DatapathWay]string{
 	bpf.DatapathWayWAY_LONG:     "long",
 	bpf.DatapathWayWAY_LAST_HOP: "lastHop",
 	bpf.DatapathWayWAY_UNKNOWN:  "unknown",
+	bpf.DatapathWayWAY_PROGRAMS: "programs",
 }
 
 // flowWords are the states of flows, for programs and for people.
@@ -67,7 +68,9 @@ type traceReport struct {
 	Flow    string       `json:"flow"` // state of the packet's flow
 	Flows   []flowReport `json:"flows"`
 	Filters []filterSays `json:"filters"`
-	Notes   []string     `json:"notes"`
+	// User programs that run on what the sender sends.
+	Programs []programPlace `json:"programs"`
+	Notes    []string       `json:"notes"`
 }
 
 // traceTarget is a pod that a packet is for.
@@ -190,7 +193,8 @@ the two pods is listed. Of a flow is known what left one pod by the stack, and w
 The packet is one that the pod's own stack would send: whole, without IP options, no longer than the
 receiver's MTU, with a TTL of 64, and TCP without SYN. No packet is sent, and nothing is changed.
 
-What the filters of the two pods do with the flow's first packet is said too; see xdpctl filter test.
+What the filters of the two pods do with the flow's first packet is said too; see xdpctl filter test. Whether
+user programs let it pass, nobody can say but they: that the sender has some is said, and where they run.
 
 Exit status 0 whatever the way is.`
 
@@ -257,6 +261,11 @@ func (o *options) trace(name string, p traced) (*traceReport, error) {
 	if err := t.begin(); err != nil {
 		return nil, err
 	}
+	programs, err := t.node.ReadPrograms(t.from)
+	if err != nil {
+		return nil, o.goneError(t.from, err)
+	}
+	t.report.Programs = newProgramPlaces(programs)
 	if t.way, err = t.node.Way(t.from, t.probe()); err != nil {
 		return nil, o.goneError(t.from, err)
 	}
@@ -471,6 +480,8 @@ func (t *tracing) conclude() {
 		say(resultStack, "", "it is longer than the MTU of %s", to)
 	case bpf.DatapathWayWAY_LAST_HOP:
 		say(resultStack, "", "its TTL or hop limit ends here, which the node's stack is to say")
+	case bpf.DatapathWayWAY_PROGRAMS:
+		say(resultStack, "", "programs run on it after the filter, and may have changed it: %s", t.programs(orderAfter))
 	case bpf.DatapathWayWAY_UNKNOWN:
 		if !t.packet.named {
 			say(resultStack, whyFlow, "the first packets of a flow go by the stack; later ones go directly to %s on %s once the flow is known to be untranslated",
@@ -656,10 +667,28 @@ func (s *filterSays) by() string {
 	return "by the default of " + s.Direction
 }
 
+// programs names the sender's user programs of an order, "" if there are none.
+func (t *tracing) programs(order string) string {
+	var names []string
+	for _, p := range t.report.Programs {
+		if p.Order == order {
+			names = append(names, p.Name)
+		}
+	}
+	return strings.Join(names, ", then ")
+}
+
 // notes says what else is worth knowing.
 func (t *tracing) notes() {
 	note := func(format string, args ...any) {
 		t.report.Notes = append(t.report.Notes, fmt.Sprintf(format, args...))
+	}
+	if before := t.programs(orderBefore); before != "" {
+		note("before all that is said here, user programs run on it: %s; they may end it, or change it", before)
+	}
+	if after := t.programs(orderAfter); after != "" {
+		note("if the filter of %s lets it pass, user programs run on it: %s; they may end it, or change it",
+			labelOf(t.from), after)
 	}
 	p := &t.packet
 	if !slices.Contains(addressesOf(t.from), p.source.Addr()) {

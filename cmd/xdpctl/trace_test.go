@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"io/fs"
 	"net/netip"
 	"strings"
 	"testing"
@@ -58,12 +59,14 @@ func TestTrace(t *testing.T) {
 		{"no ports", "veth11111111", "10.88.0.3", "", toServer(bpf.DatapathWayWAY_UNKNOWN), "stack", "flow", "once the flow is known to be untranslated"},
 		{"bridged", "veth11111111", "10.88.0.3", named, toServer(bpf.DatapathWayWAY_DIRECT, flow(datapath.FlowKnown)), "direct", "bridged", "to demo/server on veth22222222: bridged, unchanged"},
 		{"routed", "veth11111111", "10.88.0.3", named, toServer(bpf.DatapathWayWAY_DIRECT, flow(datapath.FlowKnown), func(w *datapath.Way) { w.Routed = true }), "direct", "routed", "MACs rewritten and one hop less"},
+		{"programs", "veth11111111", "10.88.0.3", named, toServer(bpf.DatapathWayWAY_PROGRAMS, flow(datapath.FlowKnown)), "stack", "programs", "may have changed it: count"},
 		{"denied at egress", "veth11111111", "10.88.0.99", "--port 80", stranger(), "dropped", "egress", `the filter of demo/client denies it at egress, by rule "no-http"`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			n := newFakeNode(t)
 			n.policies[n.at("veth22222222").ID] = samplePolicy()
 			n.ways[test.to] = test.way
+			n.programs[n.at("veth11111111").ID] = samplePrograms()
 			args := append([]string{"trace", test.pod, "--to", test.to, "-o", "json"}, strings.Fields(test.flags)...)
 			status, stdout, stderr := n.xdpctl(t.Context(), args...)
 			var have traceReport
@@ -127,12 +130,16 @@ func TestTraceGolden(t *testing.T) {
 		way  *datapath.Way
 		args string
 	}{
-		"trace":       {toServer(bpf.DatapathWayWAY_DIRECT, func(w *datapath.Way) { w.Flow = &sampleFlows()[0] }), "--port 9100 --from-port 40000"},
-		"trace-flows": {toServer(bpf.DatapathWayWAY_UNKNOWN), "--protocol tcp"},
+		"trace":          {toServer(bpf.DatapathWayWAY_DIRECT, func(w *datapath.Way) { w.Flow = &sampleFlows()[0] }), "--port 9100 --from-port 40000"},
+		"trace-programs": {toServer(bpf.DatapathWayWAY_PROGRAMS), "--port 9100"},
+		"trace-flows":    {toServer(bpf.DatapathWayWAY_UNKNOWN), "--protocol tcp"},
 	} {
 		for _, as := range []format{formatTable, formatJSON} {
 			n := newFakeNode(t)
 			n.ways["10.88.0.3"] = test.way
+			if name == "trace-programs" {
+				n.programs[n.at("veth11111111").ID] = samplePrograms()
+			}
 			args := append([]string{"trace", "veth11111111", "--to", "10.88.0.3", "-o", string(as)}, strings.Fields(test.args)...)
 			status, stdout, stderr := n.xdpctl(t.Context(), args...)
 			if status != 0 || stderr != "" {
@@ -156,6 +163,50 @@ func TestEndpointsCommand(t *testing.T) {
 		status, stdout, stderr = n.xdpctl(t.Context(), strings.Fields(args)...)
 		if status != 0 || stdout != "" || !strings.Contains(stderr, `{"redirect": true}`) {
 			t.Errorf("%s: status %d, %s%s", args, status, stdout, stderr)
+		}
+	}
+}
+
+// TestTracePrograms: user programs are told of, whatever the way is, and those of the receiver are not: they run
+// on what that sends.
+func TestTracePrograms(t *testing.T) {
+	n := newFakeNode(t)
+	n.ways["10.88.0.3"] = toServer(bpf.DatapathWayWAY_UNKNOWN)
+	n.programs[n.at("veth22222222").ID] = samplePrograms()
+	args := []string{"trace", "veth11111111", "--to", "10.88.0.3"}
+	if status, stdout, stderr := n.xdpctl(t.Context(), args...); status != 0 || strings.Contains(stdout, "programs") {
+		t.Errorf("status %d, %s%s", status, stdout, stderr)
+	}
+	n.programs[n.at("veth11111111").ID] = samplePrograms()[:2]
+	status, stdout, stderr := n.xdpctl(t.Context(), args...)
+	words := strings.Join(strings.Fields(stdout), " ")
+	if status != 0 || !strings.Contains(words, "user programs run on it: block, then xdp_pass;") ||
+		strings.Contains(words, "if the filter") {
+		t.Errorf("status %d, %s%s", status, stdout, stderr)
+	}
+	n.fail["programs veth11111111"] = fs.ErrInvalid
+	status, _, stderr = n.xdpctl(t.Context(), args...)
+	if status != exitFailure || !strings.Contains(stderr, fs.ErrInvalid.Error()) {
+		t.Errorf("status %d, %s", status, stderr)
+	}
+}
+
+// TestPodsPrograms: programs that cannot be read are an error, and the pod is told of.
+func TestPodsPrograms(t *testing.T) {
+	n := newFakeNode(t)
+	n.programs[n.at("veth11111111").ID] = samplePrograms()
+	n.fail["programs veth22222222"] = fs.ErrInvalid
+	status, stdout, stderr := n.xdpctl(t.Context(), "pods", "-o", "wide")
+	if status != exitFailure || !strings.Contains(stderr, fs.ErrInvalid.Error()) {
+		t.Errorf("status %d, %s", status, stderr)
+	}
+	for host, want := range map[string]string{
+		"veth11111111": " block,xdp_pass,count", "veth22222222": " ?", "veth33333333": " -",
+	} {
+		for line := range strings.Lines(stdout) {
+			if strings.Contains(line, host) && !strings.HasSuffix(line, want+"\n") {
+				t.Errorf("%q, want %q at its end", line, want)
+			}
 		}
 	}
 }

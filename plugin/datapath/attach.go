@@ -44,6 +44,8 @@ type AttachOptions struct {
 	Redirect *Redirect
 	// BigTCP: needs ModeTCX.
 	BigTCP BigTCP
+	// Programs of others, in order: XDP programs, in ModeTCX tc programs.
+	Programs []Program
 }
 
 // Attach makes an attachment: its maps, entered in the node's, and then its hooks. It is done
@@ -72,9 +74,11 @@ func (d *Datapath) Attach(ctx context.Context, opts AttachOptions) (err error) {
 		{"removing leftovers", a.removeLeftovers},
 		{"entering the node", a.enterNode},
 		{"making maps", a.makeMaps},
+		{"loading programs", a.loadPrograms},
 		{"entering maps", a.enterMaps},
 		{"preparing the interface", a.prepareInterface},
 		{"attaching egress", a.attachEgress},
+		{"attaching programs", a.attachPrograms},
 		{"attaching ingress", a.attachIngress},
 		{"preparing the pod's end", a.preparePodEnd},
 		{"entering the endpoint", a.enterEndpoint},
@@ -111,6 +115,10 @@ type attaching struct {
 	entering *change
 	egress   *ebpf.Program
 	ingress  *ebpf.Program
+
+	programsOfOthers []podProgram
+	composition      composition // of egress
+	counters         *ebpf.Map   // of all pods' programs
 }
 
 func (d *Datapath) newAttaching(opts AttachOptions) (*attaching, error) {
@@ -160,6 +168,16 @@ func (d *Datapath) newAttaching(opts AttachOptions) (*attaching, error) {
 		a.meta.Mode = a.Mode
 		a.meta.flags |= bpf.DatapathPodFlagPOD_FOR_GENERIC
 	}
+	if a.programsOfOthers, err = d.pickPrograms(opts.Programs, a.Mode); err != nil {
+		if a.Mode != opts.Mode {
+			err = fmt.Errorf("mode %s is %s here, since %s has an ingress qdisc, as bandwidth before us adds (use mode native): %w",
+				opts.Mode, a.Mode, opts.HostName, err)
+		}
+		return nil, err
+	}
+	if len(a.programsOfOthers) > 0 {
+		a.meta.flags |= bpf.DatapathPodFlagPOD_PROGRAMS
+	}
 	return a, nil
 }
 
@@ -172,6 +190,7 @@ func (a *attaching) close() {
 	if a.maps != nil {
 		a.maps.close()
 	}
+	_ = a.counters.Close()
 	_ = a.egress.Close()
 	_ = a.ingress.Close()
 }
@@ -201,6 +220,11 @@ func (a *attaching) enterNode(ctx context.Context) (err error) {
 	}
 	return a.locked(ctx, func() (err error) {
 		a.undo.Push("pruning the node", func() error { return a.prune(ctx) })
+		if len(a.programsOfOthers) > 0 {
+			a.undo.Push("removing shared programs", func() error {
+				return a.locked(ctx, func() error { return a.withNode(a.pruneShared) })
+			})
+		}
 		if err := a.Root.Prepare(); err != nil {
 			return err
 		}
@@ -220,11 +244,25 @@ func (a *attaching) enterNode(ctx context.Context) (err error) {
 				return err
 			}
 		}
+		a.composition = compositions[0]
+		judge, calls := a.composition.judge()
+		if calls {
+			if err := a.node.ensurePrograms(a.spec); err != nil {
+				return err
+			}
+			compositions = append(compositions, judge)
+		}
 		programs, err := a.programs(a.node, a.spec, compositions)
 		if err != nil {
 			return err
 		}
 		a.egress, a.ingress = programs[0], programs[1]
+		if calls {
+			defer programs[2].Close()
+			if err := a.node.enterJudge(judge, programs[2]); err != nil {
+				return err
+			}
+		}
 		if a.meta.egressProgram, err = programID(a.egress); err != nil {
 			return err
 		}
@@ -337,7 +375,12 @@ func (d *Datapath) evictStale(n *node, ifindex int) error {
 
 func (a *attaching) makeMaps(context.Context) (err error) {
 	// pinned maps go with the directory
-	a.maps, err = makePodMaps(a.spec, a.dir, a.Peers, a.policy)
+	if a.maps, err = makePodMaps(a.spec, a.dir, a.Peers, a.policy); err != nil {
+		return err
+	}
+	if a.callsPrograms() {
+		a.maps.programs, err = makePinned(a.spec.Maps[bpf.DatapathMapProgramCountersMap], a.dir, pinProgramCounters)
+	}
 	return err
 }
 
@@ -349,7 +392,16 @@ func (a *attaching) enterMaps(context.Context) error {
 			return fmt.Errorf("entering the policy of slot %d: %w", a.slot, err)
 		}
 	}
-	a.entering = begin(a.node.entries(a.slot, a.maps))
+	entries := a.node.entries(a.slot, a.maps)
+	if a.maps.programs != nil {
+		counters, err := a.node.open(bpf.DatapathMapPodProgramCounters)
+		if err != nil {
+			return err
+		}
+		a.counters = counters
+		entries = append(entries, entry{counters, a.slot, a.maps.programs})
+	}
+	a.entering = begin(entries)
 	a.undo.Push("waiting for the node's maps", func() error {
 		_ = a.entering.done() // said already
 		return nil

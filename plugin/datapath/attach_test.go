@@ -80,6 +80,7 @@ func TestEachStepFails(t *testing.T) {
 		}
 		tryAll()
 		_, _, other := r.newPod("other", r.opts.Mode, vethDefault)
+		other.Programs = r.opts.Programs // the node has what they need as long as it has pods
 		r.mustAttach(other)
 		tryAll()
 		if err := r.check(other); err != nil {
@@ -114,7 +115,12 @@ func TestKilledAtEachStep(t *testing.T) {
 		t.Run(cleaner.name, func(t *testing.T) {
 			eachVariant(t, func(t *testing.T, r *rig) {
 				if r.opts.Mode != datapath.ModeGeneric {
-					_, _, other := r.newPod("other", datapath.ModeTCX, vethDefault)
+					mode := datapath.ModeTCX
+					if r.opts.Programs != nil {
+						mode = r.opts.Mode // which shares what it can of them
+					}
+					_, _, other := r.newPod("other", mode, vethDefault)
+					other.Programs = r.opts.Programs
 					r.mustAttach(other)
 					defer r.mustDetach(other)
 					valid = append(valid, datapath.Key{ContainerID: other.ContainerID, IfName: other.IfName})

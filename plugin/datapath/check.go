@@ -30,6 +30,9 @@ func (d *Datapath) Check(ctx context.Context, opts AttachOptions) error {
 	if err := compareMeta(m, opts); err != nil {
 		return err
 	}
+	if err := comparePrograms(dir, opts.Programs); err != nil {
+		return err
+	}
 	if m.has(bpf.DatapathPodFlagPOD_REDIRECT) {
 		ctx, cancel := d.limited(ctx)
 		defer cancel()
@@ -99,6 +102,9 @@ func (d *Datapath) checkIntact(dir string, m *Meta, peers, filter bool) error {
 		}
 	}
 	if err := n.checkFilter(dir, m, filter); err != nil {
+		return err
+	}
+	if err := n.checkPrograms(dir, m, slot, entry); err != nil {
 		return err
 	}
 	if err := d.checkRedirect(n, dir, m, slot, entry); err != nil {

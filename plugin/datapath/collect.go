@@ -69,7 +69,14 @@ func (d *Datapath) Collect(ctx context.Context, opts CollectOptions) ([]Attachme
 	if opts.DryRun {
 		return removed, errs
 	}
-	return removed, errors.Join(errs, d.collectStaged(ctx), d.collectSlots(ctx), d.prune(ctx))
+	return removed, errors.Join(errs, d.collectStaged(ctx), d.collectSlots(ctx), d.collectShared(ctx), d.prune(ctx))
+}
+
+// collectShared removes shared programs and maps that nobody uses: a process that died may have left them.
+func (d *Datapath) collectShared(ctx context.Context) error {
+	return d.withNode(func(n *node) error {
+		return d.locked(ctx, func() error { return d.pruneShared(n) })
+	})
 }
 
 func (o CollectOptions) stale(a Attachment, here bool, netns uint64) (bool, error) {

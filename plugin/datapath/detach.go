@@ -97,6 +97,7 @@ func (d *Datapath) removeDir(dir string, locked locker) error {
 	if n != nil && m != nil {
 		wait.Go(func() { mapsErr = n.leaveOwnMaps(m) })
 	}
+	errs = errors.Join(errs, detachPrograms(dir)) // the policy is there to the last
 	for _, h := range hooks(mode) {
 		errs = errors.Join(errs, h.detach(dir, m))
 	}
@@ -115,7 +116,13 @@ func (d *Datapath) removeDir(dir string, locked locker) error {
 	if errs != nil {
 		return errs
 	}
-	return pins.RemoveAll(dir, pinMeta)
+	if err := pins.RemoveAll(dir, pinMeta); err != nil {
+		return err
+	}
+	if n == nil || m == nil || !m.has(bpf.DatapathPodFlagPOD_PROGRAMS) {
+		return nil
+	}
+	return locked(func() error { return d.pruneShared(n) })
 }
 
 // leave takes the attachment out of the node's maps, those of the slot first: who finds it free

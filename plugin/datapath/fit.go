@@ -41,6 +41,12 @@ func (d *Datapath) unfit(dir string, m *Meta) ([]string, error) {
 			return nil, err
 		}
 	}
+	// behind a program after the policy nothing goes directly anyway (redirect_way() in bpf/lib/redirect.h)
+	programs, err := programLinks(dir)
+	if err != nil {
+		return nil, err
+	}
+	own.links = append(own.links, programs...)
 	found, err := obstacles(host, own, tcx)
 	if err != nil {
 		return found, err

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 
 	"github.com/cilium/ebpf"
@@ -75,7 +76,11 @@ func (h hook) isOurs(id ebpf.ProgramID, m *Meta) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("reading program %d: %w", id, err)
 	}
-	return notes.digest != "" && info.Name == h.bare(false).function, nil
+	function := h.bare(false).function
+	if h.isXDP() && m.has(bpf.DatapathPodFlagPOD_PROGRAMS) {
+		function = bpf.DatapathProgXdpEgressPrograms
+	}
+	return notes.digest != "" && info.Name == function[:min(len(function), maxObjectName)], nil
 }
 
 // attachLink attaches the program by a link, which lives as long as it is open or pinned.
@@ -153,11 +158,16 @@ func (h hook) detach(dir string, m *Meta) error {
 		return fmt.Errorf("opening link %s: %w", pin, err)
 	}
 	defer l.Close()
+	return detachLink(l, pin, h.String())
+}
+
+// detachLink detaches a pinned link and removes its pin.
+func detachLink(l link.Link, pin, what string) error {
 	// removing the pin detaches later, by a worker: only this waits. ENOLINK: the veth is gone
 	if err := l.Detach(); err != nil && !errors.Is(err, unix.ENOLINK) {
-		return fmt.Errorf("detaching %s: %w", h, err)
+		return fmt.Errorf("detaching %s: %w", what, err)
 	}
-	if err := l.Unpin(); err != nil {
+	if err := os.Remove(pin); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("unpinning link %s: %w", pin, err)
 	}
 	return nil

@@ -24,10 +24,16 @@ func nodeSpecs(spec *ebpf.CollectionSpec) map[string]*ebpf.MapSpec {
 	return specs
 }
 
-// redirectPinSpecs are those of the maps for redirect.
-func redirectPinSpecs(spec *ebpf.CollectionSpec) map[string]*ebpf.MapSpec {
+// optionalPins are those that a node has all of once it had a pod that asked for them, by the name of the map in the
+// object.
+func optionalPins() []map[string][]string {
+	return []map[string][]string{redirectPins, programPins}
+}
+
+// pinSpecs are the specs of optional pins.
+func pinSpecs(spec *ebpf.CollectionSpec, optional map[string][]string) map[string]*ebpf.MapSpec {
 	specs := map[string]*ebpf.MapSpec{}
-	for name, pins := range redirectPins {
+	for name, pins := range optional {
 		for _, pin := range pins {
 			specs[pin] = spec.Maps[name]
 		}
@@ -39,6 +45,7 @@ func redirectPinSpecs(spec *ebpf.CollectionSpec) map[string]*ebpf.MapSpec {
 func podSpecs(spec *ebpf.CollectionSpec) map[string]*ebpf.MapSpec {
 	specs := map[string]*ebpf.MapSpec{
 		pinMeta: spec.Maps[bpf.DatapathMapMeta], pinPeers: spec.Maps[bpf.DatapathMapPeers], pinFlows: spec.Maps[bpf.DatapathMapFlows],
+		pinProgramsMeta: spec.Maps[bpf.DatapathMapProgramsMeta], pinProgramCounters: spec.Maps[bpf.DatapathMapProgramCountersMap],
 	}
 	for _, t := range tables {
 		specs[t.pin] = spec.Maps[bpf.DatapathMapXdpStatsMap]
@@ -91,15 +98,14 @@ func (d *Datapath) makeFit(n *node, meta *bpf.DatapathNodeMeta) error {
 }
 
 // compareMaps compares the node's maps with those that this release would make, and returns the specs of those that
-// are not there, since the release that made the node did not have them; those for redirect only if the node has
-// any of them. Errors: ErrLayout with all differences, ErrDamaged for a map that a program uses.
+// are not there, since the release that made the node did not have them; optional ones only if the node has any of
+// their kind. Errors: ErrLayout with all differences, ErrDamaged for a map that a program uses.
 func (n *node) compareMaps(spec *ebpf.CollectionSpec, release string) (missing map[string]*ebpf.MapSpec, errs error) {
 	specs := nodeSpecs(spec)
-	redirect := redirectPinSpecs(spec)
-	for pin := range redirect {
-		if n.hasPin(pin) {
-			maps.Copy(specs, redirect)
-			break
+	for _, optional := range optionalPins() {
+		kind := pinSpecs(spec, optional)
+		if slices.ContainsFunc(slices.Collect(maps.Keys(kind)), n.hasPin) {
+			maps.Copy(specs, kind)
 		}
 	}
 	missing = map[string]*ebpf.MapSpec{}

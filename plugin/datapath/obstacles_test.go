@@ -182,7 +182,7 @@ func TestOursAreNoObstacles(t *testing.T) {
 			return
 		}
 		programs, links := atTCX(r)
-		if r.opts.Mode == datapath.ModeTCX && len(programs) != 2 || len(programs) == 0 {
+		if r.opts.Mode == datapath.ModeTCX && len(programs) != 2+len(r.opts.Programs) || len(programs) == 0 {
 			t.Fatalf("we run programs %v", programs)
 		}
 		if found := r.obstacles(nil, nil); len(found) != len(programs) {

@@ -34,7 +34,8 @@ func (m *Meta) podEnd() (*podend.End, error) {
 
 // preparePodEnd makes the pod's end fit for native redirect as far as it can be, and for BIG TCP.
 func (a *attaching) preparePodEnd(context.Context) error {
-	native := a.Redirect != nil && a.Mode == ModeNative
+	// XDP_TX, too, brings frames to the pod's end, and a program is to find checksums as on a wire
+	native := (a.Redirect != nil || a.meta.has(bpf.DatapathPodFlagPOD_PROGRAMS)) && a.Mode == ModeNative
 	if !native && a.BigTCP == BigTCPOff {
 		return nil
 	}

@@ -38,6 +38,13 @@ func compositions() []composition {
 	var all []composition
 	for _, c := range []composition{xdpFrags, xdpLinear, tcEgress, tcIngress} {
 		all = append(all, c, c.withRedirect(true))
+		if c.function != bpf.DatapathProgXdpEgress {
+			continue
+		}
+		for _, function := range []string{bpf.DatapathProgXdpEgressPrograms, bpf.DatapathProgXdpJudge} {
+			c.function = function
+			all = append(all, c, c.withRedirect(true))
+		}
 	}
 	return all
 }
@@ -61,7 +68,11 @@ func (c composition) pin() string {
 
 // composition is what runs at the hook for an attachment of the node.
 func (h hook) composition(node *bpf.DatapathNodeMeta, m *Meta) composition {
-	return h.bare(node.XdpFrags != 0).withRedirect(m.has(bpf.DatapathPodFlagPOD_REDIRECT))
+	c := h.bare(node.XdpFrags != 0).withRedirect(m.has(bpf.DatapathPodFlagPOD_REDIRECT))
+	if h.isXDP() && m.has(bpf.DatapathPodFlagPOD_PROGRAMS) {
+		c.function = bpf.DatapathProgXdpEgressPrograms
+	}
+	return c
 }
 
 // bare is the hook's composition without redirect; frags tells whether the kernel has multi-buffer XDP.
@@ -159,6 +170,12 @@ func (d *Datapath) load(spec *ebpf.CollectionSpec, c composition, open func(pin 
 // program has a map of its own, which it does not use.
 func (c composition) sharedPin(name string) (string, bool) {
 	if slices.Contains(sharedMaps, name) {
+		return name, true
+	}
+	if name == bpf.DatapathMapPodPrograms {
+		return c.podProgramsPin(), true
+	}
+	if programPins[name] != nil {
 		return name, true
 	}
 	if !c.redirect || redirectPins[name] == nil {

@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/features"
@@ -15,6 +16,8 @@ type ReadyOptions struct {
 	Redirect bool
 	// BigTCP: they are to have it; only BigTCPOn asks for more than there may be.
 	BigTCP BigTCP
+	// Programs that pods are to run; optional ones do not matter.
+	Programs []Program
 }
 
 // Ready returns nil if Attach could succeed, else what is in its way: the kernel, the privileges,
@@ -38,6 +41,10 @@ func (d *Datapath) Ready(opts ReadyOptions) error {
 		if err := hasBigTCP(opts.Mode); err != nil {
 			return err
 		}
+	}
+	required := slices.DeleteFunc(slices.Clone(opts.Programs), func(p Program) bool { return p.Optional })
+	if _, err := d.pickPrograms(required, opts.Mode); err != nil {
+		return err
 	}
 	mounted, err := d.Root.Mounted()
 	if err != nil {

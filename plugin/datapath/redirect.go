@@ -55,7 +55,7 @@ func networkID(network string, r *Redirect) uint64 {
 // ensureRedirect makes and pins the node's maps for redirect, but for those that are there, whose
 // sizes stay. The caller holds the node's lock.
 func (n *node) ensureRedirect(spec *ebpf.CollectionSpec, opts *Redirect) error {
-	for pin, mapSpec := range redirectPinSpecs(spec) {
+	for pin, mapSpec := range pinSpecs(spec, redirectPins) {
 		if err := n.ensureMap(redirectSpec(mapSpec, opts), pin); err != nil {
 			return err
 		}

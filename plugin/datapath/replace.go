@@ -256,8 +256,8 @@ func (r *replacing) enterMaps(ctx context.Context) error {
 	return err
 }
 
-// putInForce is one write to the slot. All that programs ask of the flags is in one byte, so none sees half
-// of the write.
+// putInForce is one write to the slot. All that it changes of the flags is in one byte, so no program sees half of
+// the write.
 func (r *replacing) putInForce(ctx context.Context) error {
 	return r.locked(ctx, func() error {
 		if err := r.own(); err != nil {

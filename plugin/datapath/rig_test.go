@@ -3,7 +3,6 @@ package datapath_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -15,7 +14,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/rlimit"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -30,16 +28,11 @@ func TestMain(m *testing.M) {
 	if step := os.Getenv(envKillStep); step != "" {
 		runAndDie(step)
 	}
-	// below kernel 5.11 the programs of the tests would not load; TestMemlock is without
-	if err := rlimit.RemoveMemlock(); err != nil && os.Geteuid() == 0 {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
 	tests.Main(m)
 }
 
 // settle is how long the kernel may take to free what nobody refers to any more.
-const settle = 10 * time.Second
+var settle = tests.Patience(10 * time.Second)
 
 // rig is a node with a pod whose veth no plugin made.
 type rig struct {
@@ -52,8 +45,9 @@ type rig struct {
 	features *datapath.Features
 	// release whose plugin is run; "": this one
 	release string
-	// redirect of pods to come
+	// redirect of pods to come, and what makes those fit where it takes a program
 	redirect *datapath.Redirect
+	passAll  *ebpf.Program
 	pods     byte
 }
 
@@ -73,6 +67,9 @@ func (r *rig) newPod(name string, mode datapath.Mode, options tests.VethOptions)
 	veth, err := tests.MakeVeth(r.t.Context(), r.node, pod, options)
 	if err != nil {
 		r.t.Fatal(err)
+	}
+	if r.redirect != nil {
+		r.makeFit(pod, mode)
 	}
 	return pod, veth, datapath.AttachOptions{
 		ContainerID: pod.ContainerID, IfName: pod.IfName, Netns: pod.NetNS(), Network: "net",
@@ -239,30 +236,42 @@ type variant struct {
 	features *datapath.Features
 	filter   bool
 	redirect bool
+	programs bool
 }
 
 var variants = []variant{
-	{"generic", datapath.ModeGeneric, nil, false, false},
-	{"native", datapath.ModeNative, nil, false, false},
-	{"tcx", datapath.ModeTCX, nil, false, false},
-	{"generic with clsact", datapath.ModeGeneric, &datapath.Features{XDPFrags: true}, false, false},
-	{"native without frags, with clsact", datapath.ModeNative, &datapath.Features{}, true, false},
-	{"clsact", datapath.ModeTCX, &datapath.Features{}, false, false},
-	{"generic with a filter", datapath.ModeGeneric, nil, true, false},
-	{"native with redirect", datapath.ModeNative, nil, false, true},
-	{"tcx with redirect", datapath.ModeTCX, nil, true, true},
+	{"generic", datapath.ModeGeneric, nil, false, false, false},
+	{"native", datapath.ModeNative, nil, false, false, false},
+	{"tcx", datapath.ModeTCX, nil, false, false, false},
+	{"generic with clsact", datapath.ModeGeneric, &datapath.Features{XDPFrags: true}, false, false, false},
+	{"native without frags, with clsact", datapath.ModeNative, &datapath.Features{}, true, false, false},
+	{"clsact", datapath.ModeTCX, &datapath.Features{}, false, false, false},
+	{"generic with a filter", datapath.ModeGeneric, nil, true, false, false},
+	{"native with redirect", datapath.ModeNative, nil, false, true, false},
+	{"tcx with redirect", datapath.ModeTCX, nil, true, true, false},
+	{"generic with programs", datapath.ModeGeneric, nil, false, false, true},
+	{"native with redirect and programs", datapath.ModeNative, nil, true, true, true},
+	{"tcx with redirect and programs", datapath.ModeTCX, nil, true, true, true},
 }
 
 func newVariantRig(t *testing.T, v variant, veth tests.VethOptions, options ...tests.NodeOption) *rig {
 	t.Helper()
+	if v.programs && v.mode == datapath.ModeTCX {
+		needTCX(t)
+	}
 	r := newRig(t, v.mode, veth, options...)
 	r.features = v.features
 	if v.filter {
 		r.opts.Policy = mustPolicy(t, someFilter)
 	}
 	if v.redirect {
-		r.redirect = someRedirect
-		r.opts.Redirect = someRedirect
+		r.withRedirect(someRedirect)
+	}
+	if v.programs {
+		r.opts.Programs = someProgramsOfOthers(t)
+		if v.mode == datapath.ModeTCX {
+			r.opts.Programs = someTCPrograms(t)
+		}
 	}
 	return r
 }

@@ -1,7 +1,9 @@
 package datapath
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 
 	"github.com/cilium/ebpf"
@@ -43,6 +45,8 @@ type podMaps struct {
 	peers  *ebpf.Map
 	flows  *ebpf.Map
 	policy *policyMaps
+	// programs are the counters of programs of others.
+	programs *ebpf.Map
 }
 
 func (p *podMaps) close() {
@@ -51,6 +55,7 @@ func (p *podMaps) close() {
 	}
 	_ = p.peers.Close()
 	_ = p.flows.Close()
+	_ = p.programs.Close()
 	p.policy.close()
 }
 
@@ -151,10 +156,17 @@ func (n *node) tableEntries(slot uint32, with func(i int) *ebpf.Map) []entry {
 func (n *node) leaveMaps(slot uint32) error {
 	entries := append(n.tableEntries(slot, func(int) *ebpf.Map { return nil }),
 		entry{n.peers, slot, nil}, entry{n.flows, slot, nil})
+	counters, err := ebpf.LoadPinnedMap(filepath.Join(n.dir, bpf.DatapathMapPodProgramCounters), nil)
+	if err == nil {
+		defer counters.Close()
+		entries = append(entries, entry{counters, slot, nil})
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("leaving slot %d: %w", slot, err)
+	}
 	for place := range uint32(policyPlaces) {
 		entries = append(entries, n.policyEntries(slot, place, &policyMaps{})...)
 	}
-	if err := apply(entries); err != nil {
+	if err := errors.Join(n.leavePrograms(slot), apply(entries)); err != nil {
 		return fmt.Errorf("leaving slot %d: %w", slot, err)
 	}
 	return nil

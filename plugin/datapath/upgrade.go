@@ -215,7 +215,11 @@ func (u *upgrading) planPrograms(attachments []Attachment) error {
 	wanted := map[composition]bool{}
 	for _, a := range attachments {
 		for _, h := range hooks(a.Meta.Mode) {
-			wanted[h.composition(u.meta, a.Meta)] = true
+			c := h.composition(u.meta, a.Meta)
+			wanted[c] = true
+			if judge, calls := c.judge(); calls {
+				wanted[judge] = true
+			}
 		}
 	}
 	for _, c := range compositions() {
@@ -340,6 +344,9 @@ func (u *upgrading) pin() error {
 		if prog == nil {
 			continue
 		}
+		if err := u.enterJudge(u.wanted[i], prog); err != nil {
+			return err
+		}
 		if err := u.replacePin(u.wanted[i].pin(), prog.Pin); err != nil {
 			return err
 		}
@@ -356,6 +363,18 @@ func (u *upgrading) pin() error {
 		return fmt.Errorf("writing the node's info: %w", err)
 	}
 	return nil
+}
+
+// enterJudge has programs that call it call a new policy instead of that of before, if it is one. Its pin follows: if
+// that does not come to pass, the next upgrade finds the old one there.
+func (u *upgrading) enterJudge(c composition, prog *ebpf.Program) error {
+	if c.function != bpf.DatapathProgXdpJudge {
+		return nil
+	}
+	if err := u.before("entering " + c.pin()); err != nil {
+		return err
+	}
+	return u.node.enterJudge(c, prog)
 }
 
 func (u *upgrading) replacePin(pin string, pinTo func(string) error) error {

@@ -23,7 +23,7 @@ import (
 )
 
 // expectCounted expects every packet of floods from and to the pod, which have ended, to be counted once.
-func (r *rig) expectCounted(before *datapath.Stats, egress, ingress uint64) {
+func (r *rig) expectCounted(before *datapath.Stats, out, in *flood) {
 	r.t.Helper()
 	sum := func(now, then datapath.DirectionStats) (packets uint64) {
 		for i := range now.Verdicts {
@@ -35,11 +35,12 @@ func (r *rig) expectCounted(before *datapath.Stats, egress, ingress uint64) {
 	for {
 		now := r.stats()
 		sent, got := sum(now.Egress, before.Egress), sum(now.Ingress, before.Ingress)
+		egress, ingress := out.came(), in.came()
 		if sent == egress && got == ingress {
 			return
 		}
 		if time.Now().After(deadline) {
-			r.t.Errorf("counted %d packets from the pod and %d to it, which were %d and %d", sent, got, egress, ingress)
+			r.t.Errorf("counted %d packets from the pod and %d to it, which were %d of %d and %d", sent, got, egress, out.sent.Load(), ingress)
 			return
 		}
 		time.Sleep(10 * time.Millisecond)
@@ -70,11 +71,16 @@ func TestUpgradeUnderTraffic(t *testing.T) {
 			tree, programs := r.node.Tree(), r.nodeInfo().Programs
 			before := r.stats()
 			in, out := r.hostFlood(53), r.flood(53)
+			wantPrograms := 2
+			if v.programs && v.mode != datapath.ModeTCX {
+				wantPrograms++ // the policy by itself
+			}
 			seen := map[string]bool{}
 			for i := range 4 {
 				release := []string{releaseNext, releaseSame}[i%2]
 				u := r.mustUpgrade(release)
-				if len(u.Attachments) != 1 || u.Attachments[0].Result != datapath.UpgradeDone || len(u.Maps) != 0 || len(u.Programs) != 2 {
+				if len(u.Attachments) != 1 || u.Attachments[0].Result != datapath.UpgradeDone || len(u.Maps) != 0 ||
+					len(u.Programs) != wantPrograms {
 					t.Errorf("upgrade to %s: %+v", release, u)
 				}
 				for j, p := range u.Programs {
@@ -167,7 +173,7 @@ func (r *rig) upgradeSteps() (before, after []string) {
 // either release finds nothing wrong, and the next upgrade, to or back, or DEL, leaves nothing of it.
 func TestUpgradeFailsOrDies(t *testing.T) {
 	for _, v := range variants {
-		if !slices.Contains([]string{"generic", "clsact", "native with redirect", "tcx with redirect"}, v.name) {
+		if !slices.Contains([]string{"generic", "clsact", "native with redirect", "tcx with redirect", "native with redirect and programs"}, v.name) {
 			continue
 		}
 		for _, pick := range [][2]string{{"fails", releaseNext}, {"dies", releaseNext}, {"dies", releaseSame}, {"dies", "DEL"}} {
@@ -551,6 +557,7 @@ func TestADDAcrossReleases(t *testing.T) {
 		r.release = releaseSame
 		world := r.world()
 		_, _, resident := r.newPod("resident", r.opts.Mode, vethDefault)
+		resident.Programs = r.opts.Programs
 		r.mustAttach(resident)
 		programs := r.nodeInfo().Programs
 		r.as(releaseNext, func() {

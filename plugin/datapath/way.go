@@ -216,7 +216,10 @@ func (s *sender) way(way *Way, p Packet) error {
 		way.Way = bpf.DatapathWayWAY_MODES
 		return nil
 	}
-	way.Way, way.Routed = frameWay(&s.slot.Self, target, p)
+	way.Way = bpf.DatapathWayWAY_PROGRAMS
+	if _, after := programCounts(s.slot); after == 0 {
+		way.Way, way.Routed = frameWay(&s.slot.Self, target, p)
+	}
 	now, err := programTime()
 	if err != nil {
 		return err

@@ -340,7 +340,15 @@ func TestWay(t *testing.T) {
 		if some(30) {
 			destination = destination.Next()
 		}
-		r.change(sender, func(s *bpf.DatapathSlot) { s.Flags |= uint32(bpf.DatapathSlotFlagSLOT_REDIRECT) })
+		r.change(sender, func(s *bpf.DatapathSlot) {
+			s.Flags |= uint32(bpf.DatapathSlotFlagSLOT_REDIRECT)
+			before, after := uint32(random.IntN(2)), uint32(0)
+			if some(10) {
+				after = 1
+			}
+			s.Flags &= 1<<bpf.DatapathSlotNumberSLOT_BEFORE - 1 // those of the trial before
+			s.Flags |= before<<bpf.DatapathSlotNumberSLOT_BEFORE | after<<bpf.DatapathSlotNumberSLOT_AFTER
+		})
 		_, senderSlot := r.slotOf(sender)
 		_, targetSlot := r.slotOf(target)
 
@@ -435,7 +443,7 @@ func TestWay(t *testing.T) {
 		seen[fmt.Sprint(want, " routed ", routed && want == 0, " ", p.Protocol)]++
 	}
 	for _, protocol := range []int{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
-		for way := range bpf.DatapathWayWAY_UNKNOWN + 1 {
+		for way := range bpf.DatapathWayWAY_PROGRAMS + 1 {
 			if seen[fmt.Sprint(uint32(way), " routed false ", protocol)] < 10 {
 				t.Errorf("way %d of protocol %d is hardly tested: %v", way, protocol, seen)
 			}

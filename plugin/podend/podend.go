@@ -43,7 +43,7 @@ type End struct {
 // the interface is not there, or it is not that veth's end: a path may lead to another namespace by now.
 func Open(opts Options) (_ *End, err error) {
 	e := &End{Options: opts}
-	if e.groPolls, err = groPolls(); err != nil {
+	if e.groPolls, err = GROPolls(); err != nil {
 		return nil, err
 	}
 	if e.space, err = ns.GetNS(opts.Netns); err != nil {
@@ -132,9 +132,9 @@ func (e *End) do(f func(name string) error) error {
 	return e.space.Do(func(ns.NetNS) error { return f(pod.Attrs().Name) })
 }
 
-// groPolls tells whether GRO makes a veth poll: since 5.13 (commit d3256efd8e8b, "veth: allow enabling NAPI
+// GROPolls tells whether GRO makes a veth poll: since 5.13 (commit d3256efd8e8b, "veth: allow enabling NAPI
 // even without XDP"). Before, only an XDP program does, and GRO is on by default.
-func groPolls() (bool, error) {
+func GROPolls() (bool, error) {
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
 		return false, fmt.Errorf("reading the kernel's release: %w", err)

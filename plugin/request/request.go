@@ -65,6 +65,7 @@ func (r Request) Options(d *datapath.Datapath) (datapath.AttachOptions, error) {
 		}
 	}
 	opts.BigTCP = BigTCP(r.Conf)
+	opts.Programs = Programs(r.Conf)
 	for _, address := range attachment.Addresses(result, r.Netns, r.IfName) {
 		ip, ok := netip.AddrFromSlice(address.IP)
 		if !ok {
@@ -91,10 +92,24 @@ func Mode(d *datapath.Datapath, c *conf.Config) (datapath.Mode, error) {
 	case conf.ModeTCX:
 		return datapath.ModeTCX, nil
 	case conf.ModeAuto:
+		if len(c.Programs) > 0 {
+			return datapath.ModeGeneric, nil // they are XDP programs, or the user says tcx
+		}
 		return d.AutoMode()
 	default:
 		return datapath.ModeGeneric, nil
 	}
+}
+
+// Programs returns a configuration's user programs.
+func Programs(c *conf.Config) []datapath.Program {
+	var list []datapath.Program
+	for _, p := range c.Programs {
+		list = append(list, datapath.Program{
+			Object: p.Object, Program: p.Program, Name: p.Name, After: p.Order == conf.OrderAfter, Optional: p.Optional,
+		})
+	}
+	return list
 }
 
 // BigTCP returns what a configuration says of BIG TCP.

@@ -66,12 +66,14 @@ func findAttachment(node *tests.Node, pod *tests.Pod) (datapath.Attachment, erro
 	return list[at], nil
 }
 
-// attach attaches the plugin with a filter, nil for none.
-func (a *attached) attach(ctx context.Context, mode datapath.Mode, filter *conf.Filter) error {
+// attach attaches the plugin with a filter, nil for none, and with user programs.
+func (a *attached) attach(
+	ctx context.Context, mode datapath.Mode, filter *conf.Filter, programs ...datapath.Program,
+) error {
 	opts := datapath.AttachOptions{
 		ContainerID: a.pod.ContainerID, IfName: a.pod.IfName, Netns: a.pod.NetNS(), Network: "bench",
 		HostName: a.veth.HostName, HostIndex: a.veth.HostIndex, PodIndex: a.veth.PodIndex, PodMAC: a.veth.PodMAC,
-		PodTxQueues: 1, Addresses: []netip.Prefix{netip.PrefixFrom(a.address, 24)}, Mode: mode,
+		PodTxQueues: 1, Addresses: []netip.Prefix{netip.PrefixFrom(a.address, 24)}, Mode: mode, Programs: programs,
 	}
 	if filter != nil {
 		var err error
@@ -105,6 +107,54 @@ func (a *attached) decided() ([]uint64, error) {
 		packets[i] = r.Packets
 	}
 	return packets, nil
+}
+
+// ran returns how many of the runs of each of the user programs ended with a verdict.
+func (a *attached) ran(verdict uint32) ([]uint64, error) {
+	attachment, err := findAttachment(a.node, a.pod)
+	if err != nil {
+		return nil, err
+	}
+	list, err := a.datapath().ReadPrograms(attachment)
+	if err != nil {
+		return nil, err
+	}
+	runs := make([]uint64, len(list))
+	for i, p := range list {
+		runs[i] = p.Runs[verdict]
+	}
+	return runs, nil
+}
+
+// ranTC returns how often each of the pod's tc programs ran, by their maps: of tcverdicts.bpf.o.
+func (a *attached) ranTC() ([]uint64, error) {
+	attachment, err := findAttachment(a.node, a.pod)
+	if err != nil {
+		return nil, err
+	}
+	list, err := a.datapath().ReadPrograms(attachment)
+	if err != nil {
+		return nil, err
+	}
+	runs := make([]uint64, len(list))
+	for i, p := range list {
+		if len(p.Maps) != 1 {
+			return nil, fmt.Errorf("program %s has the maps %v, want one", p.Name, p.Maps)
+		}
+		var cpus []uint64
+		m, err := ebpf.LoadPinnedMap(p.Maps[0], nil)
+		if err == nil {
+			err = m.Lookup(uint32(0), &cpus)
+			_ = m.Close()
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading what program %s counted: %w", p.Name, err)
+		}
+		for _, n := range cpus {
+			runs[i] += n
+		}
+	}
+	return runs, nil
 }
 
 // program opens one that the node's pods share.

@@ -14,9 +14,11 @@ import (
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
+	"github.com/xdp-cni/xdp-cni/bpf/samples"
 	"github.com/xdp-cni/xdp-cni/conf"
 	"github.com/xdp-cni/xdp-cni/internal/ethtool"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
+	"github.com/xdp-cni/xdp-cni/tests"
 	"github.com/xdp-cni/xdp-cni/tests/packets"
 )
 
@@ -33,8 +35,8 @@ type dropper struct {
 	load func(context.Context, *gateway, *attached) (undo func() error, err error)
 	// alone: what it loads is the node's, and it needs one of its own.
 	alone bool
-	// ours: a rule of the plugin's counts what is dropped.
-	ours bool
+	// counted is how many packets it says that it has dropped; nil: it does not say.
+	counted func(*attached) (uint64, error)
 	// reference is the name of what is the least that its hook allows.
 	reference string
 	// followed: somebody is told of drops meanwhile.
@@ -49,15 +51,27 @@ const (
 
 var droppers = []dropper{
 	{name: bareNative, load: bareXDP(link.XDPDriverMode)},
-	{name: "xdp native", ours: true, reference: bareNative, load: deny(datapath.ModeNative)},
-	{name: "xdp native, followed", ours: true, followed: true, reference: bareNative, load: deny(datapath.ModeNative)},
+	{name: "xdp native", counted: byRule, reference: bareNative, load: deny(datapath.ModeNative)},
+	{
+		name: "xdp native, followed", counted: byRule, followed: true, reference: bareNative,
+		load: deny(datapath.ModeNative),
+	},
+	{name: "xdp native, xdp_drop", counted: byProgram, reference: bareNative, load: dropAll(datapath.ModeNative)},
 	{name: bareGeneric, load: bareXDP(link.XDPGenericMode)},
-	{name: "xdp generic", ours: true, reference: bareGeneric, load: deny(datapath.ModeGeneric)},
-	{name: "xdp generic, followed", ours: true, followed: true, reference: bareGeneric, load: deny(datapath.ModeGeneric)},
+	{name: "xdp generic", counted: byRule, reference: bareGeneric, load: deny(datapath.ModeGeneric)},
+	{
+		name: "xdp generic, followed", counted: byRule, followed: true, reference: bareGeneric,
+		load: deny(datapath.ModeGeneric),
+	},
+	{name: "xdp generic, xdp_drop", counted: byProgram, reference: bareGeneric, load: dropAll(datapath.ModeGeneric)},
 	{name: "xdp-filter, generic", tool: "xdp-filter", reference: bareGeneric, load: denyByXDPFilter},
 	{name: bareTCX, load: bareTC},
-	{name: "xdp tcx", ours: true, reference: bareTCX, load: deny(datapath.ModeTCX)},
-	{name: "xdp tcx, followed", ours: true, followed: true, reference: bareTCX, load: deny(datapath.ModeTCX)},
+	{name: "xdp tcx", counted: byRule, reference: bareTCX, load: deny(datapath.ModeTCX)},
+	{
+		name: "xdp tcx, followed", counted: byRule, followed: true, reference: bareTCX,
+		load: deny(datapath.ModeTCX),
+	},
+	{name: "xdp tcx, tc_drop", counted: byTCProgram, reference: bareTCX, load: dropAllTC},
 	{name: "nftables, netdev ingress", tool: "nft", alone: true, load: func(ctx context.Context, g *gateway, a *attached) (func() error, error) {
 		return nil, g.command(ctx, fmt.Sprintf(`table netdev bench {
 	chain drops {
@@ -104,6 +118,47 @@ func deny(mode datapath.Mode) func(context.Context, *gateway, *attached) (func()
 	}
 }
 
+// byRule is what the filter's only rule has decided.
+func byRule(a *attached) (uint64, error) { return only(a.decided()) }
+
+// dropAll has the pod's own program drop all that it sends, before the policy of the plugin.
+func dropAll(mode datapath.Mode) func(context.Context, *gateway, *attached) (func() error, error) {
+	return func(ctx context.Context, _ *gateway, a *attached) (func() error, error) {
+		object, err := tests.SampleObject("verdicts")
+		if err != nil {
+			return nil, err
+		}
+		return func() error { return a.detach(context.Background()) },
+			a.attach(ctx, mode, nil, datapath.Program{Object: object, Program: samples.VerdictsProgXdpDrop})
+	}
+}
+
+// dropAllTC has the pod's own tc program do so.
+func dropAllTC(ctx context.Context, _ *gateway, a *attached) (func() error, error) {
+	object, err := tests.TestObject("tcverdicts")
+	if err != nil {
+		return nil, err
+	}
+	return func() error { return a.detach(context.Background()) },
+		a.attach(ctx, datapath.ModeTCX, nil, datapath.Program{Object: object, Program: "tc_drop"})
+}
+
+// byProgram is how often the pod's only program has dropped a packet.
+func byProgram(a *attached) (uint64, error) { return only(a.ran(actionDrop)) }
+
+// byTCProgram is how often it ran, by a map of its own: ours count nothing of tc programs.
+func byTCProgram(a *attached) (uint64, error) { return only(a.ranTC()) }
+
+func only(counts []uint64, err error) (uint64, error) {
+	if err == nil && len(counts) != 1 {
+		err = fmt.Errorf("there are %d counters, want 1", len(counts))
+	}
+	if err != nil {
+		return 0, err
+	}
+	return counts[0], nil
+}
+
 // verdictProgram returns a program that says the same of every packet.
 func verdictProgram(typ ebpf.ProgramType, verdict int32) (*ebpf.Program, error) {
 	return ebpf.NewProgram(&ebpf.ProgramSpec{
@@ -114,7 +169,7 @@ func verdictProgram(typ ebpf.ProgramType, verdict int32) (*ebpf.Program, error) 
 
 func bareXDP(mode link.XDPAttachFlags) func(context.Context, *gateway, *attached) (func() error, error) {
 	return func(_ context.Context, _ *gateway, a *attached) (func() error, error) {
-		program, err := verdictProgram(ebpf.XDP, 1) // XDP_DROP
+		program, err := verdictProgram(ebpf.XDP, actionDrop)
 		if err != nil {
 			return nil, err
 		}
@@ -359,7 +414,7 @@ func (p *flooded) send(n int) (through uint64, err error) {
 	return after - before, err
 }
 
-// measure floods once. Nothing may come through, and a rule of ours must have dropped every packet.
+// measure floods once. Nothing may come through, and what counts must have dropped every packet.
 func (p *flooded) measure(n int, reader *follower) error {
 	before, readerBefore, err := p.state(reader)
 	if err != nil {
@@ -381,8 +436,8 @@ func (p *flooded) measure(n int, reader *follower) error {
 	if through != 0 {
 		return fmt.Errorf("of %d packets %d came through", n, through)
 	}
-	if p.dropper.ours && after-before != uint64(n) {
-		return fmt.Errorf("the rule dropped %d of %d packets", after-before, n)
+	if p.dropper.counted != nil && after-before != uint64(n) {
+		return fmt.Errorf("%d of %d packets are counted as dropped", after-before, n)
 	}
 	if p.dropper.followed {
 		p.reader = append(p.reader, (readerAfter-readerBefore).Seconds()/took.Seconds())
@@ -393,14 +448,12 @@ func (p *flooded) measure(n int, reader *follower) error {
 // followerLag is how long somebody who follows drops may take to read the last of a flood.
 const followerLag = 50 * time.Millisecond
 
-// state is how many packets the rule has dropped, and how long the follower has run.
+// state is how many packets are counted as dropped, and how long the follower has run.
 func (p *flooded) state(reader *follower) (dropped uint64, took time.Duration, err error) {
-	if p.dropper.ours {
-		decided, err := p.pod.decided()
-		if err != nil {
+	if p.dropper.counted != nil {
+		if dropped, err = p.dropper.counted(p.pod); err != nil {
 			return 0, 0, err
 		}
-		dropped = decided[0]
 	}
 	if p.dropper.followed {
 		took, err = reader.time()
@@ -413,7 +466,9 @@ func (b *bench) printFlood(s source, pods []*flooded, left []string, rounds int,
 ### A flood from %s
 
 What a pod sends is dropped at the host end of its veth: %d UDP packets of 60 bytes in each of %d rounds, in turns, on one
-processor; medians. Times are those of sending and dropping a packet. %s
+processor; medians. Times are those of sending and dropping a packet. xdp_drop (of bpf/samples) and tc_drop are the pod's
+own programs, before a policy that is not there; tc_drop has a link of its own, and counts in a map of its own. The other
+rows of ours are a rule of the filter. %s
 `, s.name, s.packets, rounds, s.about)
 	costs := func(name string) series {
 		at := slices.IndexFunc(pods, func(p *flooded) bool { return p.dropper.name == name })

@@ -1,6 +1,6 @@
 // Command bench measures what the plugin costs, and prints Markdown tables: ADD and DEL against other chained plugins,
-// where the time of an ADD goes, a packet in the programs, traffic between pods, filters, drops, and redirect. It needs
-// root and Go; `make bench` runs it.
+// where the time of an ADD goes, a packet in the programs, traffic between pods, filters, redirect, programs of one's
+// own, and drops. It needs root and Go; `make bench` runs it.
 //
 // Whatever is compared takes turns in one run (A B A B ...), and figures are medians: of the rounds, and of the ratios
 // and differences within each round. What the issue expects stands beside what was measured. A machine that is busy
@@ -55,6 +55,8 @@ var sections = []section{
 	{name: "traffic", about: "TCP and UDP between two pods, against the same without the plugin", run: (*bench).traffic},
 	{name: "filter", about: "what a filter costs, by the number of its rules", run: (*bench).filter},
 	{name: "redirect", about: "from pod to pod without the stack, against a bridge, routes and iptables", run: (*bench).redirect},
+	{name: "blocklist", about: "a look-up in the blocklist of bpf/samples, by its length", run: (*bench).blocklist},
+	{name: "programs", about: "programs of one's own: a packet that they run on, and an ADD", run: (*bench).programs},
 	{name: "flood", about: "what it costs to drop a packet", run: (*bench).flood},
 }
 

@@ -224,16 +224,12 @@ func (h *hooked) packet(a *attached, rule int) (frame []byte, context any) {
 	}
 	frame = packets.Pad(packets.Frame(ethernet, ip, packets.UDP{Ports: &packets.Ports{Src: 1, Dst: remote.Port()}}), packets.MinFrame)
 	if h.typ == ebpf.XDP {
-		return frame, xdpMD{DataEnd: uint32(len(frame)), IngressIfindex: uint32(a.veth.HostIndex)}
+		return frame, packets.CameIn(frame, a.veth.HostIndex)
 	}
 	return frame, skBuff{Ifindex: uint32(a.veth.HostIndex)}
 }
 
-// xdpMD is struct xdp_md, skBuff struct __sk_buff as far as it is used here (include/uapi/linux/bpf.h).
-type xdpMD struct {
-	Data, DataEnd, DataMeta, IngressIfindex, RXQueueIndex, EgressIfindex uint32
-}
-
+// skBuff is struct __sk_buff as far as it is used here (include/uapi/linux/bpf.h).
 type skBuff struct {
 	_       [40]byte
 	Ifindex uint32

@@ -70,7 +70,7 @@ func loadXDPFilter(ctx context.Context, a *attached, denied []uint16) (x *xdpFil
 	lines := bufio.NewScanner(stdout)
 	for lines.Scan() {
 		if lines.Text() == "loaded" {
-			x.program, err = xdpProgram(a.node, a.veth.HostIndex)
+			x.program, err = xdpProgramName(a.node, a.veth.HostIndex)
 			if err != nil {
 				err = errors.Join(err, x.close())
 			}
@@ -98,8 +98,22 @@ func (x *xdpFilter) close() error {
 	return nil
 }
 
-// xdpProgram returns the name of the XDP program of an interface.
-func xdpProgram(node *tests.Node, index int) (name string, err error) {
+// xdpProgramName returns the name of the XDP program of an interface.
+func xdpProgramName(node *tests.Node, index int) (string, error) {
+	program, err := xdpProgram(node, index)
+	if err != nil {
+		return "", err
+	}
+	defer program.Close()
+	info, err := program.Info()
+	if err != nil {
+		return "", err
+	}
+	return info.Name, nil
+}
+
+// xdpProgram opens the XDP program of an interface.
+func xdpProgram(node *tests.Node, index int) (program *ebpf.Program, err error) {
 	err = node.Do(func() error {
 		l, err := netlink.LinkByIndex(index)
 		if err != nil {
@@ -109,16 +123,8 @@ func xdpProgram(node *tests.Node, index int) (name string, err error) {
 		if xdp == nil || !xdp.Attached {
 			return errors.New("no XDP program is attached")
 		}
-		program, err := ebpf.NewProgramFromID(ebpf.ProgramID(xdp.ProgId))
-		if err != nil {
-			return err
-		}
-		defer program.Close()
-		info, err := program.Info()
-		if err == nil {
-			name = info.Name
-		}
+		program, err = ebpf.NewProgramFromID(ebpf.ProgramID(xdp.ProgId))
 		return err
 	})
-	return name, err
+	return program, err
 }

@@ -96,7 +96,7 @@ func TestChurn(t *testing.T) {
 	if out, err := n.RunPlugin(t.Context(), "CHECK", resident, pluginConf(n, "1.1.0", prev)); err != nil {
 		t.Errorf("CHECK of the pod that stayed: %v: %s", err, out.Stdout)
 	}
-	if err := tests.WaitNoNew(t.Context(), before, 15*time.Second); err != nil {
+	if err := tests.WaitNoNew(t.Context(), before, tests.Patience(15*time.Second)); err != nil {
 		t.Errorf("after the churn: %v", err)
 	}
 	mustRun(t, n, "DEL", resident, pluginConf(n, "1.1.0", nil))

@@ -18,7 +18,7 @@ import (
 const outOnly = `{"default":{"egress":"allow","ingress":"deny"}}`
 
 // patience is how long what has to come is waited for.
-const patience = 10 * time.Second
+var patience = tests.Patience(10 * time.Second)
 
 // dial connects two ends of which the test has both.
 func dial(t *testing.T, from tests.Place, local netip.AddrPort, listener *net.TCPListener) (client, server *net.TCPConn) {

@@ -124,7 +124,14 @@ func firstPackets(t *testing.T, mode, direction string) {
 	}
 	slices.Sort(numbers)
 	first, last := numbers[0], numbers[len(numbers)-1]
-	if last-first+1 != uint64(len(numbers)) {
+	gaps := 0
+	for i := range numbers[1:] {
+		if numbers[i+1] != numbers[i]+1 {
+			gaps++
+		}
+	}
+	// to add a clsact qdisc the kernel lets nothing out of the interface for a moment: dev_deactivate() in qdisc_graft()
+	if gaps > 1 || gaps > 0 && (direction == "egress" || haveTCX(t)) {
 		t.Errorf("%d frames passed, from number %d to %d: some were dropped before", len(numbers), first, last)
 	}
 	if last > added {

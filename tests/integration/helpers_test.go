@@ -3,6 +3,7 @@ package integration
 import (
 	"errors"
 	"os/exec"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
+	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netlink"
 
 	"github.com/xdp-cni/xdp-cni/internal/pins"
@@ -51,7 +53,7 @@ func dropCapabilities(cmd *exec.Cmd) {
 // waitGone waits until the host end of a closed pod is gone: a namespace is taken down by a worker.
 func waitGone(t *testing.T, n *tests.Node, pod *tests.Pod) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		if attached, err := staleAttachments(t, n); err == nil && attached > 0 {
 			return
 		}
@@ -71,12 +73,29 @@ func staleAttachments(t *testing.T, n *tests.Node) (stale int, err error) {
 	return stale, err
 }
 
-// needsBigTCP is for tests of what kernels below 6.3 have not.
-func needsBigTCP(t *testing.T) {
+// haveBigTCP tells whether the kernel has BIG TCP for IPv4 (6.3). If not, a pod for which it is asked is refused in the
+// node, and STATUS says why before.
+func haveBigTCP(t *testing.T, n *tests.Node, asked tests.Conf) bool {
 	t.Helper()
-	if err := bigtcp.Supported(); errors.Is(err, bigtcp.ErrUnsupported) {
-		t.Skip(err)
-	} else if err != nil {
-		t.Fatal(err)
+	supported := n.Do(bigtcp.Supported)
+	if supported != nil && !errors.Is(supported, bigtcp.ErrUnsupported) {
+		t.Fatal(supported)
 	}
+	_, _, refused := pathPod(t, n, 0, asked)
+	out, err := n.RunPlugin(t.Context(), "STATUS", nil, pluginConf(n, "1.1.0", nil, asked))
+	if supported == nil {
+		if refused != nil || err != nil {
+			t.Errorf("ADD: %v; STATUS: %v", refused, err)
+		}
+		return true
+	}
+	if refused == nil || refused.Code != 104 || !strings.Contains(refused.Error(), "6.3") {
+		t.Errorf("ADD: %v, want an error of code 104 that says which kernel it takes", refused)
+	}
+	if err == nil {
+		t.Error("STATUS is silent about what ADD refuses")
+	} else if e := outputError(t, out); e.Code != types.ErrPluginNotAvailable || !strings.Contains(e.Error(), "6.3") {
+		t.Errorf("STATUS: %d %v", e.Code, e)
+	}
+	return false
 }

@@ -130,7 +130,7 @@ type libcniRuntimeConf = libcni.RuntimeConf
 // waitUnseen waits until no interface has the address: a namespace is taken down by a worker.
 func waitUnseen(t *testing.T, n *tests.Node, a netip.Addr) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		seen := true
 		err := n.Do(func() error {
 			used, err := survey.InUse("")

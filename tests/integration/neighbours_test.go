@@ -9,7 +9,6 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/xdp-cni/xdp-cni/plugin/datapath"
 	"github.com/xdp-cni/xdp-cni/tests"
 )
 
@@ -63,11 +62,7 @@ func TestOthersAtTC(t *testing.T) {
 // that our plugin made.
 func attachBehind(t *testing.T, ifindex int, prog *ebpf.Program) error {
 	t.Helper()
-	kernel, err := datapath.ProbeFeatures()
-	if err != nil {
-		return err
-	}
-	if !kernel.TCX {
+	if !haveTCX(t) {
 		return netlink.FilterAdd(&netlink.BpfFilter{
 			FilterAttrs: netlink.FilterAttrs{
 				LinkIndex: ifindex, Parent: netlink.HANDLE_MIN_INGRESS, Handle: 1, Priority: 0xfff0, Protocol: unix.ETH_P_ALL,

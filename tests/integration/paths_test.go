@@ -12,7 +12,6 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netlink"
 
-	"github.com/xdp-cni/xdp-cni/plugin/bigtcp"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
 	"github.com/xdp-cni/xdp-cni/plugin/podend"
 	"github.com/xdp-cni/xdp-cni/tests"
@@ -27,6 +26,11 @@ func TestPaths(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Attr("clock", either(kernel.CoarseClock, "coarse", "exact"))
+	fills, err := datapath.ProbeLRUFills() // of which xdpctl doctor warns
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Attr("lru", either(fills, "filled", "not filled"))
 	for _, path := range []struct {
 		attribute string
 		find      func(t *testing.T, n *tests.Node, kernel datapath.Features) string
@@ -163,26 +167,5 @@ func bigTCP(t *testing.T, n *tests.Node, _ datapath.Features) string {
 	if _, _, refused := pathPod(t, n, 0, tests.Conf{"mode": "auto", "bigTCP": "auto"}); refused != nil {
 		t.Errorf("auto: %v", refused)
 	}
-	asked := tests.Conf{"mode": "tcx", "bigTCP": true}
-	_, _, refused := pathPod(t, n, 0, asked)
-	out, err := n.RunPlugin(t.Context(), "STATUS", nil, pluginConf(n, "1.1.0", nil, asked))
-	supported := n.Do(bigtcp.Supported)
-	if supported == nil {
-		if refused != nil || err != nil {
-			t.Errorf("ADD: %v; STATUS: %v", refused, err)
-		}
-		return "yes"
-	}
-	if !errors.Is(supported, bigtcp.ErrUnsupported) {
-		t.Fatal(supported)
-	}
-	if refused == nil || refused.Code != 104 || !strings.Contains(refused.Error(), "6.3") {
-		t.Errorf("ADD: %v, want an error of code 104 that says which kernel it takes", refused)
-	}
-	if err == nil {
-		t.Error("STATUS is silent about what ADD refuses")
-	} else if e := outputError(t, out); e.Code != types.ErrPluginNotAvailable || !strings.Contains(e.Error(), "6.3") {
-		t.Errorf("STATUS: %d %v", e.Code, e)
-	}
-	return "no"
+	return either(haveBigTCP(t, n, tests.Conf{"mode": "tcx", "bigTCP": true}), "yes", "no")
 }

@@ -1,14 +1,11 @@
 package integration
 
 import (
-	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"sync"
 	"testing"
 
-	"github.com/xdp-cni/xdp-cni/internal/ethtool"
 	"github.com/xdp-cni/xdp-cni/plugin/podend"
 	"github.com/xdp-cni/xdp-cni/tests"
 )
@@ -73,27 +70,11 @@ func (r *redirectRig) sameCounted(t *testing.T, protocol string, from, to redire
 
 // nativeTargets tells whether frames can be handed to a pod that has GRO and runs no XDP program (from 5.13 on).
 var nativeTargets = sync.OnceValue(func() bool {
-	n, err := tests.NewNode()
+	polls, err := podend.GROPolls()
 	if err != nil {
 		panic(err)
 	}
-	defer n.Close()
-	pod, err := n.NewPod("probe")
-	if err != nil {
-		panic(err)
-	}
-	veth, err := tests.MakeVeth(context.Background(), n, pod, tests.VethOptions{})
-	if err != nil {
-		panic(err)
-	}
-	if err := pod.Do(func() error { return ethtool.SetGRO(pod.IfName, true) }); err != nil {
-		panic(err)
-	}
-	err = receives(n, pod, veth.HostIndex, veth.PodIndex)
-	if err != nil && !errors.Is(err, podend.ErrNotPrepared) {
-		panic(err)
-	}
-	return err == nil
+	return polls
 })
 
 // receives returns what podend.End.Receives does.

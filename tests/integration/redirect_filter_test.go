@@ -256,7 +256,7 @@ func (e *exchanging) wait(t *testing.T, answered bool) {
 		counter = &e.answered
 	}
 	// the first may have been sent before
-	for until, deadline := counter.Load()+2, time.Now().Add(10*time.Second); counter.Load() < until; time.Sleep(time.Millisecond) {
+	for until, deadline := counter.Load()+2, time.Now().Add(patience); counter.Load() < until; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("no two datagrams with answered=%v in 10 s", answered)
 		}

@@ -35,6 +35,57 @@ type known struct {
 // loss is how long an answer that may be lost is waited for. Nothing depends on it but what is expected to be lost.
 const loss = 200 * time.Millisecond
 
+// startNative is startRedirected for mode native, with pods that take frames: where GRO, which the plugin turns on, does
+// not do for that, they run an XDP program, and STATUS has found it.
+func startNative(t *testing.T, shape func(n *tests.Node) tests.Conf) (*redirected, *tests.Network) {
+	t.Helper()
+	xdp := tests.Conf{"mode": "native", "redirect": true}
+	r := startRedirected(t, shape, xdp)
+	network := tests.MustNetwork(t, r.node, tests.Conflist("redirect", "1.1.0", shape(r.node), r.node.XDP(xdp)))
+	if !nativeTargets() {
+		for _, pod := range []*tests.Pod{r.client, r.server} {
+			takesFrames(t, pod, true)
+		}
+		if err := network.Status(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return r, network
+}
+
+// takesFrames makes a pod's end take frames that are redirected to it in the driver, or no longer.
+func takesFrames(t *testing.T, pod *tests.Pod, on bool) {
+	t.Helper()
+	err := pod.Do(func() error {
+		if nativeTargets() {
+			return ethtool.SetGRO(pod.IfName, on)
+		}
+		return passAll(pod, on)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// passAll makes a pod, in whose network namespace it runs, run an XDP program that passes all, or no longer.
+func passAll(pod *tests.Pod, on bool) error {
+	end, err := netlink.LinkByName(pod.IfName)
+	if err != nil {
+		return err
+	}
+	if !on {
+		return netlink.LinkSetXdpFdWithFlags(end, -1, int(link.XDPDriverMode))
+	}
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.XDP, License: "GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 2), asm.Return()},
+	})
+	if err != nil {
+		return err
+	}
+	defer prog.Close()
+	return netlink.LinkSetXdpFdWithFlags(end, prog.FD(), int(link.XDPDriverMode))
+}
+
 func (r *redirected) know(t *testing.T, address netip.Addr) *known {
 	t.Helper()
 	k := &known{redirected: r, t: t, echo: tests.MustEcho(t, r.server, address)}
@@ -106,21 +157,13 @@ func (k *known) expectExchanges(when string, n int, come bool) (direct uint64) {
 	return readStats(k.t, k.node, k.client).since(before).Egress["redirect"].Packets
 }
 
-// TestRedirectPodTurnsGROOff has a pod turn off what it needs to receive in the driver. What others hand to it is lost
+// TestRedirectPodTurnsGROOff has a pod turn off what it needs to receive in the driver, GRO or its XDP program. What others hand to it is lost
 // until STATUS looks, and no longer; when it is back, packets go directly again.
 func TestRedirectPodTurnsGROOff(t *testing.T) {
 	for _, shape := range shapes {
 		t.Run(shape.name, func(t *testing.T) {
-			xdp := tests.Conf{"mode": "native", "redirect": true}
-			r := startRedirected(t, shape.conf, xdp)
-			network := tests.MustNetwork(t, r.node, tests.Conflist("redirect", "1.1.0", shape.conf(r.node), r.node.XDP(xdp)))
+			r, network := startNative(t, shape.conf)
 			k := r.know(t, r.server.IPv4())
-			setGRO := func(on bool) {
-				t.Helper()
-				if err := r.server.Do(func() error { return ethtool.SetGRO(r.server.IfName, on) }); err != nil {
-					t.Fatal(err)
-				}
-			}
 			status := func() {
 				t.Helper()
 				if err := network.Status(t.Context()); err != nil {
@@ -128,22 +171,22 @@ func TestRedirectPodTurnsGROOff(t *testing.T) {
 				}
 			}
 			for range 2 {
-				setGRO(false)
-				if got := k.expectExchanges("GRO off", 3, false); got == 0 {
+				takesFrames(t, r.server, false)
+				if got := k.expectExchanges("it is off", 3, false); got == 0 {
 					t.Error("nothing was lost on the direct way: this tests nothing")
 				}
 				status()
-				if got := k.expectExchanges("GRO off, after STATUS", 5, true); got != 0 {
-					t.Errorf("%d packets went directly to a pod without GRO", got)
+				if got := k.expectExchanges("it is off, after STATUS", 5, true); got != 0 {
+					t.Errorf("%d packets went directly to a pod without it", got)
 				}
 				if err := tests.EchoTCP(t.Context(), r.client, k.echo.TCP, 1<<20); err != nil {
-					t.Errorf("GRO off, after STATUS: %v", err)
+					t.Errorf("it is off, after STATUS: %v", err)
 				}
 				if err := network.Check(t.Context(), r.server); err == nil {
 					t.Error("CHECK finds nothing wrong")
 				}
-				setGRO(true)
-				if got := k.expectExchanges("GRO on", 3, true); got != 0 {
+				takesFrames(t, r.server, true)
+				if got := k.expectExchanges("it is on", 3, true); got != 0 {
 					t.Errorf("%d packets went directly before anybody looked", got)
 				}
 				status()
@@ -197,6 +240,11 @@ func (k *known) atPodEnd(instructions asm.Instructions) (seen func() uint64) {
 		pod, err := netlink.LinkByName(k.server.IfName)
 		if err != nil {
 			return err
+		}
+		if pod.Attrs().Xdp != nil && pod.Attrs().Xdp.Attached { // that of startNative
+			if err := passAll(k.server, false); err != nil {
+				return err
+			}
 		}
 		l, err := link.AttachXDP(link.XDPOptions{Program: prog, Interface: pod.Attrs().Index, Flags: link.XDPDriverMode})
 		if err == nil {
@@ -332,7 +380,7 @@ func TestRedirectToXDP(t *testing.T) {
 			{"answer", append(answer, asm.Mov.Imm(asm.R0, 3)), true},
 		} {
 			t.Run(shape.name+" "+test.name, func(t *testing.T) {
-				r := startRedirected(t, shape.conf, tests.Conf{"mode": "native", "redirect": true})
+				r, _ := startNative(t, shape.conf)
 				k := r.know(t, r.server.IPv4())
 				seen := k.atPodEnd(test.program)
 				n := xdpFrames
@@ -378,7 +426,7 @@ func TestRedirectToXDP(t *testing.T) {
 func TestRedirectToAFXDP(t *testing.T) {
 	for _, shape := range shapes {
 		t.Run(shape.name, func(t *testing.T) {
-			r := startRedirected(t, shape.conf, tests.Conf{"mode": "native", "redirect": true})
+			r, _ := startNative(t, shape.conf)
 			k := r.know(t, r.server.IPv4())
 			sockets, err := ebpf.NewMap(&ebpf.MapSpec{Name: "sockets", Type: ebpf.XSKMap, KeySize: 4, ValueSize: 4, MaxEntries: 1})
 			if err != nil {

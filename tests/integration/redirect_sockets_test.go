@@ -49,7 +49,7 @@ type speaker interface {
 }
 
 // answerTimeout bounds what has to be answered at once: where something is wrong, much is not.
-const answerTimeout = 4 * time.Second
+var answerTimeout = tests.Patience(4 * time.Second)
 
 // stream is a TCP connection.
 type stream struct {

@@ -3,12 +3,18 @@ package integration
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io/fs"
 	"net/netip"
 	"os/exec"
+	"slices"
+	"strings"
 	"testing"
 
+	"github.com/containernetworking/cni/pkg/types"
+
 	"github.com/xdp-cni/xdp-cni/conf"
+	"github.com/xdp-cni/xdp-cni/plugin/datapath"
 	"github.com/xdp-cni/xdp-cni/tests"
 )
 
@@ -34,10 +40,16 @@ func TestSamples(t *testing.T) {
 				needsFirewall(t)
 			}
 			if name == "full.conflist" {
-				options = append(options,
-					tests.Capability("portMappings", []any{map[string]any{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}}),
-					tests.Capability("bandwidth", map[string]any{"ingressRate": 1_000_000_000, "ingressBurst": 10_000_000,
-						"egressRate": 1_000_000_000, "egressBurst": 10_000_000}))
+				options = append(options, tests.Capability("portMappings",
+					[]any{map[string]any{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}}))
+				limits := map[string]any{"ingressRate": 1_000_000_000, "ingressBurst": 10_000_000,
+					"egressRate": 1_000_000_000, "egressBurst": 10_000_000}
+				if !haveTCX(t) {
+					refusesLimit(t, w, client, append(slices.Clone(options), tests.Capability("bandwidth", limits)))
+					delete(limits, "egressRate")
+					delete(limits, "egressBurst")
+				}
+				options = append(options, tests.Capability("bandwidth", limits))
 			}
 			tests.MustAdd(t, w, client, options...)
 			tests.MustAdd(t, w, server)
@@ -68,6 +80,28 @@ func TestSamples(t *testing.T) {
 				t.Errorf("second DEL: %v", err)
 			}
 		})
+	}
+}
+
+func haveTCX(t *testing.T) bool {
+	t.Helper()
+	kernel, err := datapath.ProbeFeatures()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kernel.TCX
+}
+
+// refusesLimit: without tcx a pod whose egress bandwidth limits is refused, with the kernel that it takes.
+func refusesLimit(t *testing.T, w *tests.Network, pod *tests.Pod, options []tests.CallOption) {
+	t.Helper()
+	_, err := w.Add(t.Context(), pod, options...)
+	var refused *types.Error
+	if !errors.As(err, &refused) || refused.Code != 104 || !strings.Contains(refused.Error(), "6.6") {
+		t.Errorf("ADD with a limit for egress: %v, want an error of code 104 that says which kernel it takes", err)
+	}
+	if err := w.Del(t.Context(), pod, options...); err != nil {
+		t.Errorf("DEL of what was refused: %v", err)
 	}
 }
 

@@ -173,7 +173,7 @@ func (c *conversation) datagrams() error {
 		if len(pending) == 0 {
 			return nil
 		}
-		_ = c.udp.SetReadDeadline(time.Now().Add(10 * time.Second))
+		_ = c.udp.SetReadDeadline(time.Now().Add(patience))
 		n, err := c.udp.Read(buffer)
 		if err != nil {
 			return fmt.Errorf("%d datagrams of %d are lost: %w", len(pending), c.sent, err)
@@ -190,7 +190,7 @@ func (c *conversation) stream() error {
 	block, back := make([]byte, 16<<10), make([]byte, 16<<10)
 	for ; !c.over(); c.streams++ {
 		binary.BigEndian.PutUint64(block, uint64(c.streams))
-		_ = c.tcp.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = c.tcp.SetDeadline(time.Now().Add(patience))
 		if _, err := c.tcp.Write(block); err != nil {
 			return fmt.Errorf("block %d of the stream: %w", c.streams, err)
 		}

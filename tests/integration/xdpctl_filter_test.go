@@ -157,7 +157,7 @@ func (f *following) wait(t *testing.T, what string) {
 func eventually(t *testing.T, check func() error) {
 	t.Helper()
 	var err error
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		if err = check(); err == nil {
 			return
 		}
@@ -422,7 +422,7 @@ func TestApplyKilled(t *testing.T) {
 			return nil
 		}
 		var after uint64
-		for deadline := time.Now().Add(10 * time.Second); after != before+1 && time.Now().Before(deadline); {
+		for deadline := time.Now().Add(patience); after != before+1 && time.Now().Before(deadline); {
 			after = readDrops(t, n, client).Drops.Egress["rule"].Packets
 		}
 		if after != before+1 {

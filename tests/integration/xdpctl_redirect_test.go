@@ -38,7 +38,7 @@ func (r *redirected) trace(t *testing.T, protocol string, local, remote netip.Ad
 // exchange sends a byte and waits for its echo.
 func exchange(t *testing.T, conn net.Conn) {
 	t.Helper()
-	if err := conn.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
 	buffer := make([]byte, 1)
@@ -55,7 +55,12 @@ func TestTrace(t *testing.T) {
 	for _, shape := range shapes {
 		for _, mode := range modes[:3] {
 			t.Run(shape.name+" "+mode, func(t *testing.T) {
-				r := startRedirected(t, shape.conf, tests.Conf{"mode": mode, "redirect": true})
+				var r *redirected
+				if mode == "native" {
+					r, _ = startNative(t, shape.conf)
+				} else {
+					r = startRedirected(t, shape.conf, tests.Conf{"mode": mode, "redirect": true})
+				}
 				directly := map[string]string{"bridge": "bridged", "ptp": "routed"}[shape.name]
 				for _, server := range []netip.Addr{r.server.IPv4(), r.server.IPv6()} {
 					client := r.client.IPv4()
@@ -144,7 +149,7 @@ func TestTrace(t *testing.T) {
 func connect(t *testing.T, from *tests.Pod, protocol string, local, remote netip.AddrPort) net.Conn {
 	t.Helper()
 	if protocol == "tcp" {
-		conn, err := tests.DialTCP(t.Context(), from, local, remote, 5*time.Second)
+		conn, err := tests.DialTCP(t.Context(), from, local, remote, patience)
 		if err != nil {
 			t.Fatal(err)
 		}

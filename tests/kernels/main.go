@@ -2,7 +2,7 @@
 // and prints what each kernel has and how the plugin does with it:
 //
 //	tests/kernels/fetch.sh DIR
-//	go run ./tests/kernels -dir DIR [-only "5.10 newest"] [-short] [-v] [-run REGEXP] [PACKAGE...]
+//	go run ./tests/kernels -dir DIR [-only "5.10 newest"] [-short] [-v] [-run REGEXP] [PACKAGE[=REGEXP]...]
 //
 // `make test-kernels` runs both. VMs run one after the other: two would be in each other's way where the processor is
 // emulated in software.
@@ -25,7 +25,8 @@ import (
 
 // packages are those whose tests need root.
 var packages = []string{
-	"tests/integration", "plugin/datapath", "plugin/podend", "plugin/bigtcp", "plugin/policy", "bpf", "cmd/xdpctl", "ipam/leases",
+	"tests/integration", "plugin/datapath", "plugin/podend", "plugin/bigtcp", "plugin/policy", "plugin/programs", "plugin", "bpf",
+	"bpf/samples", "cmd/xdpctl", "ipam/leases", "internal/firewall", "internal/prefixset", "internal/btfdump", "tests",
 }
 
 // short is what -short runs of them: what meets the kernel most, by each way that a packet or a verb may go, and does not
@@ -34,17 +35,23 @@ var short = map[string][]string{
 	"tests/integration": {
 		"^TestPaths$", "^TestExactCounts$/^(generic_bridge|native_ptp|tcx_ptp)$", "^TestRedirect$/^ptp_",
 		"^TestFilterThroughChain$/^(generic|native|tcx)$", "^TestLeasesOfPods$/^bridge_1.1.0$",
+		"^(TestProgramsOrder|TestSampleEcho)$/^(generic|native)$",
 	},
 	"plugin/datapath": {
 		"^(TestAttachIsWhole|TestCheckClsact|TestNativeLimits|TestForeignXDPStays|TestForeignFilterStays|TestIngressQdisc|TestMemlock)$",
 		"^(TestPolicyBeforeHook|TestReplacePolicy|TestMixedNode|TestShapes)$",
+		"^TestProgramsOfOthers$/^(generic|native)$",
 	},
-	"plugin/podend": {"^"},
+	"plugin/podend":   {"^"},
+	"plugin/programs": {"^(TestLoad|TestTutorial)$"},
 	"bpf": {
-		"^(TestVerifier|TestObjects|TestEthernet|TestIPv4|TestIPv6|TestTransport)$",
+		"^(TestVerifier|TestObjects|TestEthernet|TestIPv4|TestIPv6|TestTransport|TestPrograms)$",
 		"^(TestRuleCounters|TestDropEvents|TestRedirectBegins|TestRedirectTargetFilter|TestRedirectTranslated)$",
 	},
-	"ipam/leases": {"^(TestAllocate|TestCollect|TestGrows|TestLostPins)$"},
+	"bpf/samples":      {"^(TestLoad|TestObjects|TestVLAN.*|TestEcho|TestPortsChecksums|TestSources|TestSwitch)$"},
+	"cmd/xdpctl":       {"^TestInstall$"},
+	"ipam/leases":      {"^(TestAllocate|TestCollect|TestGrows|TestLostPins)$"},
+	"internal/btfdump": {"^TestMaps$"},
 }
 
 type options struct {
@@ -63,7 +70,7 @@ func main() {
 	flag.StringVar(&o.dir, "dir", "/var/cache/kernels", "where fetch.sh put the kernels")
 	flag.StringVar(&o.logs, "logs", "bin/kernels", "where all output of the tests goes, a file for each kernel and package")
 	flag.StringVar(&only, "only", "", "kernels to run on, with spaces between; all that are there if empty")
-	flag.StringVar(&o.run, "run", "", "tests to run, as with go test")
+	flag.StringVar(&o.run, "run", "", "tests to run, as with go test; PACKAGE=REGEXP says it for one, which may come in parts")
 	flag.BoolVar(&o.verbose, "v", false, "print how each test ended, as go test -v does, with the kernel before its name")
 	flag.BoolVar(&o.short, "short", false, "run a part of the tests, chosen for continuous integration")
 	// what go test allows a package is 10 minutes
@@ -112,7 +119,7 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	for i := range jobs {
-		jobs[i].binary = filepath.Join(dir, strings.ReplaceAll(jobs[i].pkg, "/", "_")+".test")
+		jobs[i].binary = filepath.Join(dir, jobs[i].base+".test")
 		if err := goTool(ctx, "test", "-c", "-o", jobs[i].binary, "./"+jobs[i].pkg); err != nil {
 			return err
 		}
@@ -136,9 +143,10 @@ func run(ctx context.Context, o options) error {
 	return nil
 }
 
-// job is the tests of a package.
+// job is the tests of a package, or a part of them.
 type job struct {
 	pkg, run, binary string
+	base             string // what files of it are called
 }
 
 func (o options) jobs() (jobs []job, err error) {
@@ -146,14 +154,23 @@ func (o options) jobs() (jobs []job, err error) {
 	if len(names) == 0 {
 		names = packages
 	}
+	parts := map[string]int{}
 	for _, name := range names {
-		j := job{pkg: strings.TrimPrefix(filepath.Clean(name), "./"), run: o.run}
+		pkg, run, ok := strings.Cut(name, "=")
+		if !ok {
+			run = o.run
+		}
+		j := job{pkg: strings.TrimPrefix(filepath.Clean(pkg), "./"), run: run}
 		if o.short && j.run == "" {
 			part, ok := short[j.pkg]
 			if !ok {
 				continue
 			}
 			j.run = strings.Join(part, "|")
+		}
+		j.base = strings.ReplaceAll(j.pkg, "/", "_")
+		if parts[j.pkg]++; parts[j.pkg] > 1 {
+			j.base += fmt.Sprintf("-%d", parts[j.pkg])
 		}
 		jobs = append(jobs, j)
 	}

@@ -94,9 +94,12 @@ type suite struct {
 	vmtest, binaries string
 }
 
+// slowness is that of emulated processors, with what else the host may have to do.
+const slowness = "10"
+
 // runJob runs a package's tests on a kernel and notes what came of them. It is not ok if they failed, whatever way.
 func (s suite) runJob(ctx context.Context, k *kernel, j job) (ok bool, err error) {
-	log, err := os.Create(filepath.Join(s.logs, k.name+"-"+strings.ReplaceAll(j.pkg, "/", "_")+".log"))
+	log, err := os.Create(filepath.Join(s.logs, k.name+"-"+j.base+".log"))
 	if err != nil {
 		return false, err
 	}
@@ -111,7 +114,7 @@ func (s suite) runJob(ctx context.Context, k *kernel, j job) (ok bool, err error
 	cmd := exec.CommandContext(ctx, s.vmtest, args...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it has a VM to end
 	cmd.Dir = j.pkg
-	cmd.Env = append(os.Environ(), tests.BinariesEnv+"="+s.binaries, priv.RequireRoot+"=1")
+	cmd.Env = append(os.Environ(), tests.BinariesEnv+"="+s.binaries, priv.RequireRoot+"=1", tests.SlownessEnv+"="+slowness)
 	var output bytes.Buffer
 	both := io.MultiWriter(log, &output)
 	cmd.Stdout, cmd.Stderr = both, both

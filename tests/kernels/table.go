@@ -8,7 +8,8 @@ import (
 
 // columns are the attributes of TestPaths, with what they are of.
 var columns = []struct{ attribute, title string }{
-	{"tc", "TC HOOKS"}, {"frags", "XDP FRAGS"}, {"clock", "CLOCK"}, {"native-redirect", "NATIVE REDIRECT TO"}, {"big-tcp", "BIG TCP"},
+	{"tc", "TC HOOKS"}, {"frags", "XDP FRAGS"}, {"clock", "CLOCK"}, {"native-redirect", "NATIVE REDIRECT TO"},
+	{"big-tcp", "BIG TCP"}, {"lru", "LRU MAPS"},
 }
 
 // printTable prints what each kernel has and which way the plugin goes on it.

@@ -49,14 +49,16 @@ const (
 var wanted = []string{
 	"virtio_pci", "virtio_console", "fuse", "virtiofs", "overlay",
 	"veth", "bridge", "br_netfilter", "dummy", "ifb", "tun", "macvlan", "8021q", "vrf",
-	"sch_ingress", "cls_bpf", "cls_matchall", "cls_u32", "act_bpf", "act_mirred", "sch_fq", "sch_fq_codel", "sch_tbf", "sch_prio",
+	"sch_ingress", "cls_bpf", "cls_matchall", "cls_u32", "act_bpf", "act_mirred", "sch_fq", "sch_fq_codel",
+	"sch_tbf", "sch_htb", "sch_prio",
 	"nf_conntrack", "nf_conntrack_netlink", "nf_nat", "nf_tables", "nfnetlink", "nfnetlink_log", "nft_ct", "nft_nat", "nft_masq",
-	"nft_chain_nat", "nft_compat", "nft_fib_inet", "nft_reject_inet", "nft_redir", "nft_limit", "nft_log", "nft_counter",
+	"nft_chain_nat", "nft_compat", "nft_fib_inet", "nft_reject_inet", "nft_reject_ipv4", "nft_reject_ipv6",
+	"nft_meta_bridge", "nf_log_syslog", "nf_log_ipv4", "nf_log_ipv6", "nft_redir", "nft_limit", "nft_log", "nft_counter",
 	"nft_objref", "nf_flow_table", "nf_flow_table_inet", "nf_flow_table_ipv4", "nf_flow_table_ipv6", "nft_flow_offload",
 	"ip_tables", "ip6_tables", "iptable_nat", "iptable_filter", "iptable_mangle", "iptable_raw",
 	"ip6table_nat", "ip6table_filter", "ip6table_mangle", "ip6table_raw",
-	"xt_comment", "xt_conntrack", "xt_MASQUERADE", "xt_nat", "xt_mark", "xt_multiport", "xt_tcpudp", "xt_addrtype",
-	"xt_statistic", "xt_REDIRECT", "ipt_REJECT", "ip6t_REJECT", "sctp", "udp_diag", "tcp_diag", "inet_diag",
+	"xt_comment", "xt_conntrack", "xt_MASQUERADE", "xt_nat", "xt_LOG", "xt_mark", "xt_multiport", "xt_tcpudp",
+	"xt_addrtype", "xt_statistic", "xt_REDIRECT", "ipt_REJECT", "ip6t_REJECT", "sctp", "udp_diag", "tcp_diag", "inet_diag",
 }
 
 // run boots a VM, runs the program in it and returns its exit code. The VM ends with ctx.

@@ -1,0 +1,132 @@
+package datapath_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/xdp-cni/xdp-cni/plugin/datapath"
+)
+
+// atOnce does something with each attachment at the same time.
+func (r *rig) atOnce(list []datapath.AttachOptions, fn func(*datapath.Datapath, datapath.AttachOptions) error) {
+	r.t.Helper()
+	patient := func(o *datapath.Options) { o.LockTimeout = time.Minute }
+	errs := make([]error, len(list))
+	var all sync.WaitGroup
+	for i, opts := range list {
+		all.Go(func() {
+			errs[i] = r.do(func(d *datapath.Datapath) error { return fn(d, opts) }, patient)
+		})
+	}
+	all.Wait()
+	if err := errors.Join(errs...); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// TestProgramsLoadedOnce: pods that come at once with the same program, which keeps nothing of its own, share one
+// loaded program; so does one that comes later, and the last to go takes it along.
+func TestProgramsLoadedOnce(t *testing.T) {
+	const pods = 16
+	for _, mode := range []datapath.Mode{datapath.ModeGeneric, datapath.ModeNative} {
+		t.Run(mode.String(), func(t *testing.T) {
+			r := newRig(t, mode, vethDefault)
+			before := r.world()
+			list := []datapath.AttachOptions{r.opts}
+			for i := 1; i <= pods; i++ {
+				_, _, opts := r.newPod(fmt.Sprintf("pod-%d", i), mode, vethDefault)
+				list = append(list, opts)
+			}
+			for i := range list {
+				list[i].Programs = []datapath.Program{
+					{Object: othersObject(t), Program: "second"}, {Object: othersObject(t), Program: "first", After: true},
+				}
+			}
+			late := list[pods]
+			r.atOnce(list[:pods], func(d *datapath.Datapath, o datapath.AttachOptions) error {
+				return d.Attach(context.Background(), o)
+			})
+			r.mustAttach(late)
+			shared, own := map[ebpf.ProgramID]bool{}, map[ebpf.ProgramID]bool{}
+			for _, opts := range list {
+				if err := r.check(opts); err != nil {
+					t.Error(err)
+				}
+				r.opts = opts
+				programs := r.podPrograms()
+				if len(programs) != 2 || !programs[0].Shared || programs[1].Shared {
+					t.Fatalf("programs %+v", programs)
+				}
+				shared[programs[0].ID], own[programs[1].ID] = true, true
+			}
+			if len(shared) != 1 || len(own) != len(list) {
+				t.Errorf("%d pods have %d programs without maps, and %d with", len(list), len(shared), len(own))
+			}
+			if pinned, _ := filepath.Glob(filepath.Join(r.node.BPFFS, "v1", "node", "programs", "*")); len(pinned) != 1 {
+				t.Errorf("pinned for the node: %v", pinned)
+			}
+			r.atOnce(list[:pods], func(d *datapath.Datapath, o datapath.AttachOptions) error {
+				return d.Detach(context.Background(), o.ContainerID, o.IfName)
+			})
+			if err := r.check(late); err != nil {
+				t.Errorf("the last: %v", err)
+			}
+			r.mustDetach(late)
+			r.expectUnchanged(before)
+		})
+	}
+}
+
+// TestOneProgramRefused: what was loaded before one that cannot be goes again; if that one is optional, the others run
+// as if it were not in the list.
+func TestOneProgramRefused(t *testing.T) {
+	for _, beside := range []bool{false, true} {
+		t.Run(fmt.Sprintf("beside another pod: %v", beside), func(t *testing.T) {
+			r := newRig(t, datapath.ModeGeneric, vethDefault)
+			object := othersObject(t)
+			fine := []datapath.Program{{Object: object, Program: "second"}, {Object: object, Program: "first"}}
+			if beside {
+				_, _, other := r.newPod("other", datapath.ModeGeneric, vethDefault)
+				other.Programs = fine
+				r.mustAttach(other)
+				defer r.mustDetach(other)
+				defer func() {
+					if err := r.check(other); err != nil {
+						t.Errorf("the other pod: %v", err)
+					}
+				}()
+			}
+			before := r.world()
+			refused := datapath.Program{Object: object, Program: "refused"}
+			for place := range len(fine) + 1 {
+				r.opts.Programs = slices.Insert(slices.Clone(fine), place, refused)
+				if err := r.attach(r.opts); !errors.Is(err, datapath.ErrProgram) {
+					t.Errorf("attach: %v", err)
+				}
+				r.expectUnchanged(before)
+				r.opts.Programs[place].Optional = true
+				r.mustAttach(r.opts)
+				if err := r.check(r.opts); err != nil {
+					t.Error(err)
+				}
+				if list := r.podPrograms(); len(list) != 2 || list[0].Name != "second" || list[1].Name != "first" {
+					t.Errorf("programs %+v", list)
+				}
+				pinned, _ := filepath.Glob(filepath.Join(r.node.BPFFS, "v1", "pods", r.attachment().ID, "programs", "*"))
+				if len(pinned) != 2 {
+					t.Errorf("pinned are %v", pinned)
+				}
+				r.mustDetach(r.opts)
+				r.expectUnchanged(before)
+			}
+		})
+	}
+}

@@ -1,0 +1,91 @@
+package integration
+
+import (
+	"net"
+	"net/netip"
+	"testing"
+
+	"github.com/xdp-cni/xdp-cni/bpf/samples"
+	"github.com/xdp-cni/xdp-cni/tests"
+	"github.com/xdp-cni/xdp-cni/tests/packets"
+)
+
+func TestSampleSwitch(t *testing.T) {
+	inXDPModes(t, func(t *testing.T, mode string) {
+		r := newSampleRig(t, mode, (*tests.Node).Bridge, sampleProgram(t, "switch", "xdp_redirect_mac"))
+		a, b := r.add(t, "a"), r.add(t, "b")
+		quiet(t, a.Pod, b.Pod)
+		to := packets.Ethernet{Src: a.mac, Dst: b.mac}
+		frame := of(to, packets.VLAN{ID: 4}, packets.IPv6{}, packets.UDP{})
+		// by the bridge, as long as it is not in the table
+		a.send(t, frame)
+		arrives(t, a.passed, frame)
+		arrives(t, b.received, frame)
+
+		r.put(t, "mac_ports", uint32(1), uint32(b.hostIndex))
+		r.put(t, "mac_table", samples.SwitchMac{Bytes: b.mac}, samples.SwitchMacPort{Port: 1, MaxLength: 1514})
+		before := readStats(t, r.Node, a.Pod)
+		for range sent {
+			a.send(t, frame)
+			arrives(t, b.received, frame)
+		}
+		a.acted(t, before, "redirect", sent)
+		nothing(t, a.passed)
+	})
+}
+
+func TestSampleRouter(t *testing.T) {
+	inXDPModes(t, func(t *testing.T, mode string) {
+		r := newSampleRig(t, mode, (*tests.Node).PTP, sampleProgram(t, "router", "xdp_route"))
+		a, b := r.add(t, "a"), r.add(t, "b")
+		for _, address := range families(b.Pod) {
+			if err := r.Neighbour(b.hostName, address, net.HardwareAddr(b.mac[:])); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, p := range []*samplePod{a, b} {
+			r.put(t, "router_ports", uint32(p.hostIndex), uint32(p.hostIndex))
+		}
+		quiet(t, a.Pod, b.Pod)
+		before := readStats(t, r.Node, a.Pod)
+		routed := packets.Ethernet{Src: b.host, Dst: b.mac}
+		for range sent {
+			v4 := func(ttl uint8) packets.IPv4 { return packets.IPv4{Src: a.IPv4(), Dst: b.IPv4(), TTL: &ttl} }
+			a.send(t, a.of(v4(64), packets.UDP{}))
+			arrives(t, b.received, of(routed, v4(63), packets.UDP{}))
+			v6 := func(limit uint8) packets.IPv6 { return packets.IPv6{Src: a.IPv6(), Dst: b.IPv6(), HopLimit: &limit} }
+			a.send(t, a.of(v6(2), packets.TCP{}))
+			arrives(t, b.received, of(routed, v6(1), packets.TCP{}))
+		}
+		a.acted(t, before, "redirect", 2*sent)
+		nothing(t, a.passed)
+		// the stack gets what has expired
+		expired := a.of(packets.IPv4{Src: a.IPv4(), Dst: b.IPv4(), TTL: new(uint8(1))}, packets.UDP{})
+		a.send(t, expired)
+		arrives(t, a.passed, expired)
+	})
+}
+
+func TestSampleCPUs(t *testing.T) {
+	inXDPModes(t, func(t *testing.T, mode string) {
+		r := newSampleRig(t, mode, (*tests.Node).Bridge, sampleProgram(t, "cpus", "xdp_spread_cpus"))
+		p := r.add(t, "pod")
+		r.put(t, "cpu_queues", uint32(0), uint32(256))
+		r.put(t, "cpu_queues", uint32(1), uint32(256))
+		r.put(t, "cpu_list", uint32(0), samples.CpusCpuList{Count: 2, Cpus: [64]uint32{0, 1}})
+		quiet(t, p.Pod)
+		before := readStats(t, r.Node, p.Pod)
+		// of a queue the frames come in order; those of the next flow are sent when they are there
+		for flow := range uint16(sent) {
+			for _, ip := range []packets.Layer{packets.IPv4{Src: netip.MustParseAddr("10.0.0.1")}, packets.IPv6{}} {
+				frame := p.of(ip, packets.UDP{SrcPort: 1000 + flow})
+				p.send(t, frame)
+				arrives(t, p.passed, frame)
+			}
+		}
+		p.acted(t, before, "redirect", 2*sent)
+		if err := tests.Ping(t.Context(), p, p.GatewayIPv4(), 3); err != nil {
+			t.Error(err)
+		}
+	})
+}

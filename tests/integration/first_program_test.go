@@ -1,0 +1,109 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/xdp-cni/xdp-cni/tests"
+)
+
+// block is commands of a document, in a fence of sh, and the lines that a fence of text behind it says they print.
+type block struct {
+	commands string
+	prints   []string
+}
+
+// blocksOf returns the fenced blocks of a Markdown document.
+func blocksOf(t *testing.T, document string) (blocks []block) {
+	t.Helper()
+	fence := ""
+	for line := range strings.Lines(document) {
+		text := strings.TrimSuffix(line, "\n")
+		switch {
+		case strings.HasPrefix(text, "```") && fence == "":
+			if fence = strings.TrimPrefix(text, "```"); fence == "sh" {
+				blocks = append(blocks, block{})
+			} else if fence != "text" || len(blocks) == 0 {
+				t.Fatalf("a fence of %q is neither of commands nor of what they print", fence)
+			}
+		case text == "```":
+			fence = ""
+		case fence == "sh":
+			blocks[len(blocks)-1].commands += line
+		case fence == "text":
+			last := &blocks[len(blocks)-1]
+			last.prints = append(last.prints, text)
+		}
+	}
+	return blocks
+}
+
+// shows tells whether a line of output is the one that a document shows, in which ... stands for anything.
+func shows(shown, line string) bool {
+	for _, part := range strings.Split(shown, "...") {
+		_, rest, found := strings.Cut(line, strings.TrimSpace(part))
+		if !found {
+			return false
+		}
+		line = rest
+	}
+	return true
+}
+
+// TestFirstProgram runs the commands of docs/first-program.md as they are there, in one shell, on a node whose mounts are
+// its own too, and compares what they print with what the document shows.
+func TestFirstProgram(t *testing.T) {
+	if os.Getenv(tests.BinariesEnv) != "" {
+		t.Skip("it builds with Go, and there is none where binaries are prebuilt")
+	}
+	n := start(t)
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	document, err := os.ReadFile(filepath.Join(root, "docs/first-program.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := blocksOf(t, string(document))
+	if len(blocks) < 5 {
+		t.Fatalf("the document has %d blocks of commands", len(blocks))
+	}
+	// what is somebody's own on a node is the test's here
+	script := `set -euo pipefail
+for dir in /run/netns /var/lib/cni; do mkdir -p $dir; mount -t tmpfs tmpfs $dir; done
+mount -t bpf bpf /sys/fs/bpf
+`
+	const separator = "==== end of a block of commands"
+	for _, b := range blocks {
+		script += b.commands + "echo '" + separator + "'\n"
+	}
+	cmd := exec.CommandContext(t.Context(), "bash", "-c", script)
+	cmd.Dir = root
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	out, err := n.Run(cmd)
+	outputs := strings.Split(string(out.Stdout), separator)
+	if err != nil {
+		t.Fatalf("%v in block %d of commands:\n%s\nstandard error: %s", err, len(outputs), out.Stdout, out.Stderr)
+	}
+	for i, b := range blocks {
+		lines := strings.Split(outputs[i], "\n")
+		for _, shown := range b.prints {
+			found := false
+			for j, line := range lines {
+				if found = shows(shown, line); found {
+					lines = lines[j+1:] // they come in that order
+					break
+				}
+			}
+			if !found {
+				t.Errorf("the document shows %q, and there is:\n%s", shown, fmt.Sprint(outputs[i]))
+			}
+		}
+	}
+}

@@ -37,26 +37,39 @@ func TestCPUs(t *testing.T) {
 		}
 	}
 	address := func(i int) (netip.Addr, netip.Addr) {
-		return netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), netip.AddrFrom16([16]byte{0xfd, 13: 1, 14: byte(i >> 8), 15: byte(i)})
+		return netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}),
+			netip.AddrFrom16([16]byte{0xfd, 13: 1, 14: byte(i >> 8), 15: byte(i)})
 	}
 	for tag := range tags {
-		spread(tag+"source ports", func(i int) []byte { return behind(tag, packets.IPv4{}, packets.UDP{SrcPort: uint16(1000 + i)}) })
-		spread(tag+"destination ports", func(i int) []byte { return behind(tag, packets.IPv6{}, packets.TCP{DstPort: uint16(1000 + i)}) })
+		spread(tag+"source ports", func(i int) []byte {
+			return behind(tag, packets.IPv4{}, packets.UDP{SrcPort: uint16(1000 + i)})
+		})
+		spread(tag+"destination ports", func(i int) []byte {
+			return behind(tag, packets.IPv6{}, packets.TCP{DstPort: uint16(1000 + i)})
+		})
 		spread(tag+"SCTP", func(i int) []byte {
 			return behind(tag, packets.IPv6{}, packets.HopByHop(), packets.SCTP{DstPort: uint16(1000 + i)})
 		})
-		spread(tag+"IPv4 addresses", func(i int) []byte { a, _ := address(i); return behind(tag, packets.IPv4{Dst: a}, packets.ICMP{}) })
-		spread(tag+"IPv6 addresses", func(i int) []byte { _, a := address(i); return behind(tag, packets.IPv6{Src: a}, packets.ICMPv6{}) })
+		spread(tag+"IPv4 addresses", func(i int) []byte {
+			a, _ := address(i)
+			return behind(tag, packets.IPv4{Dst: a}, packets.ICMP{})
+		})
+		spread(tag+"IPv6 addresses", func(i int) []byte {
+			_, a := address(i)
+			return behind(tag, packets.IPv6{Src: a}, packets.ICMPv6{})
+		})
 	}
 	// all fragments of a datagram are on one CPU
 	for i := range 64 {
 		a, b := address(i)
 		first := of(frame(packets.IPv4{Src: a, MoreFragments: true}, packets.UDP{}, packets.Data(64)))
-		if later := of(frame(packets.IPv4{Src: a, FragmentOffset: 9, Protocol: new(uint8(17))}, packets.Data(64))); later != first {
+		v4 := packets.IPv4{Src: a, FragmentOffset: 9, Protocol: new(uint8(packets.ProtocolUDP))}
+		if later := of(frame(v4, packets.Data(64))); later != first {
 			t.Errorf("fragments from %s are on two CPUs", a)
 		}
 		first = of(frame(packets.IPv6{Src: b}, packets.Fragment{More: true}, packets.UDP{}, packets.Data(64)))
-		if later := of(frame(packets.IPv6{Src: b}, packets.Fragment{Offset: 9, NextHeader: new(uint8(17))}, packets.Data(64))); later != first {
+		v6 := packets.Fragment{Offset: 9, NextHeader: new(uint8(packets.ProtocolUDP))}
+		if later := of(frame(packets.IPv6{Src: b}, v6, packets.Data(64))); later != first {
 			t.Errorf("fragments from %s are on two CPUs", b)
 		}
 	}

@@ -63,6 +63,8 @@ func TestEchoChecksums(t *testing.T) {
 func TestEchoLeaves(t *testing.T) {
 	p := load(t, "echo").Programs["xdp_icmp_echo"]
 	addr := netip.MustParseAddr
+	solicitation := packets.ICMPv6{Type: new(uint8(135))}
+	none := packets.IPv4{TotalLen: new(uint16(20))}
 	many := packets.Ethernet{Dst: packets.MAC{0x01, 0, 0x5e, 0, 0, 1}}
 	unchanged(t, p, map[string][]byte{
 		"arp":                    frame(packets.ARP{}),
@@ -72,7 +74,7 @@ func TestEchoLeaves(t *testing.T) {
 		"unreachable":            frame(packets.IPv4{}, packets.ICMP{Type: new(uint8(3))}),
 		"unknown code":           frame(packets.IPv4{}, packets.ICMP{Code: 1}),
 		"ipv6 reply":             frame(packets.IPv6{}, packets.ICMPv6{Type: new(uint8(129))}),
-		"neighbour solicitation": frame(packets.IPv6{HopLimit: new(uint8(255))}, packets.ICMPv6{Type: new(uint8(135))}, packets.Data(16)),
+		"neighbour solicitation": frame(packets.IPv6{HopLimit: new(uint8(255))}, solicitation, packets.Data(16)),
 		"ICMP over IPv6":         frame(packets.IPv6{}, packets.ICMP{}),
 		"ICMPv6 over IPv4":       frame(packets.IPv4{}, packets.ICMPv6{}),
 		"options":                frame(packets.IPv4{Options: []byte{1, 1, 1, 1}}, packets.ICMP{}),
@@ -90,7 +92,7 @@ func TestEchoLeaves(t *testing.T) {
 		"ipv6 to multicast":      frame(packets.IPv6{Dst: addr("ff02::1")}, packets.ICMPv6{}),
 		"ipv6 from nobody":       frame(packets.IPv6{Src: addr("::")}, packets.ICMPv6{}),
 		"ipv6 to loopback":       frame(packets.IPv6{Dst: addr("::1")}, packets.ICMPv6{}),
-		"in the padding":         packets.Pad(frame(packets.IPv4{TotalLen: new(uint16(20))}, packets.ICMP{}), packets.MinFrame),
+		"in the padding":         packets.Pad(frame(none, packets.ICMP{}), packets.MinFrame),
 		"ipv6 in the padding":    packets.Pad(frame(packets.IPv6{PayloadLen: new(uint16(4))}, packets.ICMPv6{}), 64),
 		"version":                frame(packets.IPv4{Version: new(uint8(6))}, packets.ICMP{}),
 		"header length":          frame(packets.IPv4{IHL: new(uint8(4))}, packets.ICMP{}),

@@ -13,7 +13,8 @@ func TestSwitch(t *testing.T) {
 	p := c.Programs["xdp_redirect_mac"]
 	short := frame(packets.IPv4{}, packets.UDP{}, packets.Data(100))
 	unchanged(t, p, map[string][]byte{"unknown": short})
-	put(t, c.Maps["mac_table"], SwitchMac{Bytes: packets.DestinationMAC}, SwitchMacPort{Port: 3, MaxLength: uint32(len(short))})
+	put(t, c.Maps["mac_table"], SwitchMac{Bytes: packets.DestinationMAC},
+		SwitchMacPort{Port: 3, MaxLength: uint32(len(short))})
 	unchanged(t, p, map[string][]byte{"no interface": short})
 	put(t, c.Maps["mac_ports"], uint32(3), uint32(loopback))
 	for tag := range tags {

@@ -182,17 +182,27 @@ func comparePrograms(dir string, wanted []Program) error {
 	wanted = slices.Clone(wanted)
 	slices.SortStableFunc(wanted, func(a, b Program) int { return int(flag(a.After)) - int(flag(b.After)) })
 	for _, w := range wanted {
+		place := slices.IndexFunc(list, func(p PodProgram) bool { return p.isOf(w) })
 		switch {
-		case len(list) > 0 && list[0].isOf(w):
-			list = list[1:]
-		case !w.Optional:
-			return fmt.Errorf("%w: it was made without program %s at its place, where it is asked for now", ErrCheck, w)
+		case place < 0 && w.Optional:
+			continue
+		case place < 0:
+			return fmt.Errorf("%w: it was made without program %s, which is asked for now", ErrCheck, w)
+		case place > 0 && slices.ContainsFunc(wanted, list[0].isOf):
+			return fmt.Errorf("%w: it runs program %s in another order than is asked for now", ErrCheck, w)
+		case place > 0:
+			return notAskedFor(list[0])
 		}
+		list = list[1:]
 	}
 	if len(list) > 0 {
-		return fmt.Errorf("%w: it was made with program %s of %s, which is not asked for now", ErrCheck, list[0].Name, list[0].Object)
+		return notAskedFor(list[0])
 	}
 	return nil
+}
+
+func notAskedFor(p PodProgram) error {
+	return fmt.Errorf("%w: it was made with program %s of %s, which is not asked for now", ErrCheck, p.Name, p.Object)
 }
 
 // isOf tells whether it is what the configuration asks for with w.

@@ -354,6 +354,10 @@ func TestTCProgramsCheck(t *testing.T) {
 		}, "third out of its order"},
 		{"egress detached", func(r *rig, _ *ebpf.Program) { r.unhook("egress") }, "egress.*detached"},
 		{"not asked for", func(r *rig, _ *ebpf.Program) { r.opts.Programs = r.opts.Programs[1:] }, "third .*not asked for"},
+		{"another order", func(r *rig, _ *ebpf.Program) {
+			list := r.opts.Programs
+			list[1], list[3] = list[3], list[1]
+		}, "another order"},
 		{"all links and pins gone", func(r *rig, _ *ebpf.Program) {
 			if err := os.RemoveAll(filepath.Join(r.podDir(), "programs")); err != nil {
 				t.Fatal(err)

@@ -2,7 +2,6 @@ package integration
 
 import (
 	"net"
-	"net/netip"
 	"testing"
 
 	"github.com/xdp-cni/xdp-cni/bpf/samples"
@@ -30,7 +29,7 @@ func TestSampleSwitch(t *testing.T) {
 			arrives(t, b.received, frame)
 		}
 		a.acted(t, before, "redirect", sent)
-		nothing(t, a.passed)
+		a.passesNext(t, a.of(packets.IPv6{}, packets.UDP{})) // for a MAC that is not in the table
 	})
 }
 
@@ -38,12 +37,12 @@ func TestSampleRouter(t *testing.T) {
 	inXDPModes(t, func(t *testing.T, mode string) {
 		r := newSampleRig(t, mode, (*tests.Node).PTP, sampleProgram(t, "router", "xdp_route"))
 		a, b := r.add(t, "a"), r.add(t, "b")
-		for _, address := range families(b.Pod) {
-			if err := r.Neighbour(b.hostName, address, net.HardwareAddr(b.mac[:])); err != nil {
-				t.Fatal(err)
-			}
-		}
 		for _, p := range []*samplePod{a, b} {
+			for _, address := range families(p.Pod) {
+				if err := r.Neighbour(p.hostName, address, net.HardwareAddr(p.mac[:])); err != nil {
+					t.Fatal(err)
+				}
+			}
 			r.put(t, "router_ports", uint32(p.hostIndex), uint32(p.hostIndex))
 		}
 		quiet(t, a.Pod, b.Pod)
@@ -53,37 +52,46 @@ func TestSampleRouter(t *testing.T) {
 			v4 := func(ttl uint8) packets.IPv4 { return packets.IPv4{Src: a.IPv4(), Dst: b.IPv4(), TTL: &ttl} }
 			a.send(t, a.of(v4(64), packets.UDP{}))
 			arrives(t, b.received, of(routed, v4(63), packets.UDP{}))
-			v6 := func(limit uint8) packets.IPv6 { return packets.IPv6{Src: a.IPv6(), Dst: b.IPv6(), HopLimit: &limit} }
+			v6 := func(limit uint8) packets.IPv6 {
+				return packets.IPv6{Src: a.IPv6(), Dst: b.IPv6(), HopLimit: &limit}
+			}
 			a.send(t, a.of(v6(2), packets.TCP{}))
 			arrives(t, b.received, of(routed, v6(1), packets.TCP{}))
 		}
 		a.acted(t, before, "redirect", 2*sent)
-		nothing(t, a.passed)
-		// the stack gets what has expired
-		expired := a.of(packets.IPv4{Src: a.IPv4(), Dst: b.IPv4(), TTL: new(uint8(1))}, packets.UDP{})
-		a.send(t, expired)
-		arrives(t, a.passed, expired)
+		// the stack gets what has expired, what the pod may not send, and what is for another MAC, and nothing else
+		v4 := packets.IPv4{Src: a.IPv4(), Dst: b.IPv4()}
+		expired, spoofed := v4, v4
+		expired.TTL, spoofed.Src = new(uint8(1)), b.IPv4()
+		a.passesNext(t, a.of(expired, packets.UDP{}))
+		a.passesNext(t, a.of(spoofed, packets.UDP{}))
+		a.passesNext(t, of(packets.Ethernet{Src: a.mac, Dst: b.mac}, v4, packets.UDP{}))
 	})
 }
 
+// TestSampleCPUs has one CPU with a queue and another without, on whose flows the program says pass.
 func TestSampleCPUs(t *testing.T) {
+	const flows, without = 32, 63
 	inXDPModes(t, func(t *testing.T, mode string) {
 		r := newSampleRig(t, mode, (*tests.Node).Bridge, sampleProgram(t, "cpus", "xdp_spread_cpus"))
 		p := r.add(t, "pod")
 		r.put(t, "cpu_queues", uint32(0), uint32(256))
-		r.put(t, "cpu_queues", uint32(1), uint32(256))
-		r.put(t, "cpu_list", uint32(0), samples.CpusCpuList{Count: 2, Cpus: [64]uint32{0, 1}})
+		r.put(t, "cpu_list", uint32(0), samples.CpusCpuList{Count: 2, Cpus: [64]uint32{0, without}})
 		quiet(t, p.Pod)
-		before := readStats(t, r.Node, p.Pod)
+		before := podPrograms(t, r.Node, p.Pod)
 		// of a queue the frames come in order; those of the next flow are sent when they are there
-		for flow := range uint16(sent) {
-			for _, ip := range []packets.Layer{packets.IPv4{Src: netip.MustParseAddr("10.0.0.1")}, packets.IPv6{}} {
-				frame := p.of(ip, packets.UDP{SrcPort: 1000 + flow})
-				p.send(t, frame)
-				arrives(t, p.passed, frame)
+		for flow := range uint16(flows) {
+			for _, ip := range []packets.Layer{packets.IPv4{}, packets.IPv6{}} {
+				p.passesNext(t, p.of(ip, packets.UDP{SrcPort: 1000 + flow}))
 			}
 		}
-		p.acted(t, before, "redirect", 2*sent)
+		runs := ran(before, podPrograms(t, r.Node, p.Pod))[0]
+		redirected, passed := runs[xdpRedirect], runs[xdpPass]
+		if redirected+passed != 2*flows || min(redirected, passed) < 2*flows/3 {
+			t.Errorf("of %d flows are %d on the CPU with a queue, %d on the other", 2*flows, redirected, passed)
+		}
+		r.put(t, "cpu_queues", uint32(1), uint32(256))
+		r.put(t, "cpu_list", uint32(0), samples.CpusCpuList{Count: 2, Cpus: [64]uint32{0, 1}})
 		if err := tests.Ping(t.Context(), p, p.GatewayIPv4(), 3); err != nil {
 			t.Error(err)
 		}

@@ -2,12 +2,8 @@ package integration
 
 import (
 	"bytes"
-	"encoding/binary"
-	"errors"
 	"maps"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -32,11 +28,7 @@ func inXDPModes(t *testing.T, test func(t *testing.T, mode string)) {
 // sampleProgram is how a network configuration names a program of bpf/samples.
 func sampleProgram(t *testing.T, sample, program string) tests.Conf {
 	t.Helper()
-	suffix := "el"
-	if binary.NativeEndian.Uint16([]byte{1, 0}) != 1 {
-		suffix = "eb"
-	}
-	object, err := filepath.Abs("../../bpf/samples/" + sample + "_bpf" + suffix + ".o")
+	object, err := tests.SampleObject(sample)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,10 +43,18 @@ type sampleRig struct {
 }
 
 // newSampleRig makes a node with a network whose pods are on a bridge (n.Bridge), or routed (n.PTP).
-func newSampleRig(t *testing.T, mode string, chain func(*tests.Node, tests.Families, ...tests.Conf) tests.Conf, programs ...tests.Conf) *sampleRig {
+func newSampleRig(t *testing.T, mode string, chain sampleChain, programs ...tests.Conf) *sampleRig {
 	t.Helper()
-	n := start(t)
-	xdp := n.XDP(tests.Conf{"mode": mode, "programs": programs})
+	return newSampleRigOf(t, start(t), mode, chain, tests.Conf{"programs": programs})
+}
+
+// sampleChain is what makes the interfaces of a rig's pods.
+type sampleChain func(*tests.Node, tests.Families, ...tests.Conf) tests.Conf
+
+// newSampleRigOf is newSampleRig on a node, with another configuration.
+func newSampleRigOf(t *testing.T, n *tests.Node, mode string, chain sampleChain, conf tests.Conf) *sampleRig {
+	t.Helper()
+	xdp := n.XDP(tests.Conf{"mode": mode}, conf)
 	return &sampleRig{n, mode, tests.MustNetwork(t, n, tests.Conflist("net", "1.1.0", chain(n, tests.DualStack), xdp))}
 }
 
@@ -126,12 +126,22 @@ func arrives(t *testing.T, c *tests.Capture, want []byte) {
 	}
 }
 
-// nothing looks whether a frame comes after all. Call it when something that was sent later has come elsewhere.
-func nothing(t *testing.T, c *tests.Capture) {
+// passesNext sends a frame that goes its way up to the capture, and finds it the next one there: none of those that
+// were sent before has come.
+func (p *samplePod) passesNext(t *testing.T, frame []byte) {
 	t.Helper()
-	if got, err := c.Next(t.Context(), 50*time.Millisecond); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("%v, got %x", err, got)
+	p.send(t, frame)
+	arrives(t, p.passed, frame)
+}
+
+// reachesNext has the node send a frame to the pod, and finds it the next one there: nothing else has come.
+func (p *samplePod) reachesNext(t *testing.T) {
+	t.Helper()
+	frame := of(packets.Ethernet{Src: p.host, Dst: p.mac, Type: new(uint16(packets.EtherTypeExpmtl))})
+	if err := tests.SendFrame(p.rig, p.hostName, frame); err != nil {
+		t.Fatal(err)
 	}
+	arrives(t, p.received, frame)
 }
 
 // of returns frame with the mark at its end.
@@ -144,7 +154,8 @@ func of(ethernet packets.Ethernet, layers ...packets.Layer) []byte {
 	return packets.Frame(append(all, packets.Payload(sampleMark))...)
 }
 
-// sampleMap opens a map of the rig's pods by its name, of which there must be one, whatever number of pods has it pinned.
+// sampleMap opens a map of the rig's pods by its name, of which there must be one, whatever number of pods has it
+// pinned.
 func (r *sampleRig) sampleMap(t *testing.T, name string) *ebpf.Map {
 	t.Helper()
 	found := map[ebpf.MapID]*ebpf.Map{}
@@ -185,11 +196,6 @@ func (p *samplePod) acted(t *testing.T, before stats, action string, want uint64
 	if got := readStats(t, p.rig.Node, p.Pod).since(before).Egress[action].Packets; got != want {
 		t.Errorf("%d packets counted as %s, want %d", got, action, want)
 	}
-}
-
-// network returns v as it lies in memory in network byte order.
-func network(v uint16) uint16 {
-	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, v))
 }
 
 // nobody is an address of each family on the pods' link that nobody has; the pod knows the node's MAC for it.

@@ -1,15 +1,24 @@
 package integration
 
 import (
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 
 	"github.com/xdp-cni/xdp-cni/tests"
 	"github.com/xdp-cni/xdp-cni/tests/packets"
+)
+
+// XDP actions (include/uapi/linux/bpf.h).
+const (
+	xdpAborted  = 0
+	xdpPass     = 2
+	xdpRedirect = 4
 )
 
 // sent is how many frames tests send where the number does not matter.
@@ -20,13 +29,14 @@ func TestSamplePass(t *testing.T) {
 		r := newSampleRig(t, mode, (*tests.Node).Bridge, sampleProgram(t, "verdicts", "xdp_pass"))
 		p := r.add(t, "pod")
 		quiet(t, p.Pod)
-		before := readStats(t, r.Node, p.Pod)
+		before, programs := readStats(t, r.Node, p.Pod), podPrograms(t, r.Node, p.Pod)
 		frame := p.of(packets.IPv4{}, packets.UDP{})
 		for range sent {
 			p.send(t, frame)
 			arrives(t, p.passed, frame)
 		}
 		p.acted(t, before, "pass", sent)
+		expect(t, "runs", ran(programs, podPrograms(t, r.Node, p.Pod)), [][5]uint64{{xdpPass: sent}})
 		for _, to := range []func() error{
 			func() error { return tests.Ping(t.Context(), p, p.GatewayIPv4(), 3) },
 			func() error { return tests.Ping(t.Context(), p, p.GatewayIPv6(), 3) },
@@ -50,7 +60,7 @@ func TestSampleDrop(t *testing.T) {
 		}
 		p.counted(t, before, "drop", 2*sent)
 		p.acted(t, before, "pass", 0)
-		nothing(t, p.passed)
+		p.nothingPassed(t)
 	})
 }
 
@@ -65,10 +75,34 @@ func (p *samplePod) counted(t *testing.T, before stats, action string, want uint
 	p.acted(t, before, action, want)
 }
 
-// exceptions counts what the tracepoint xdp:xdp_exception says, of the whole machine, by XDP action.
-func exceptions(t *testing.T) *ebpf.Map {
+// nothingPassed: none of the frames sent to programs that let nothing pass has come. The next that does is one that is
+// sent when they are detached.
+func (p *samplePod) nothingPassed(t *testing.T) {
 	t.Helper()
-	counts, err := ebpf.NewMap(&ebpf.MapSpec{Name: "exceptions", Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 8})
+	if out, err := p.rig.RunXdpctl(t.Context(), "detach", p.ContainerID); err != nil {
+		t.Fatalf("xdpctl detach: %v: %s", err, out.Stderr)
+	}
+	p.passesNext(t, p.of(packets.Payload("after the programs")))
+}
+
+// exceptions counts what the tracepoint xdp:xdp_exception says of an interface, by XDP action.
+func exceptions(t *testing.T, ifindex int) *ebpf.Map {
+	t.Helper()
+	kernel, err := btf.LoadKernelSpec()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var device *btf.Struct
+	if err := kernel.TypeByName("net_device", &device); err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(device.Members, func(m btf.Member) bool { return m.Name == "ifindex" })
+	if i < 0 {
+		t.Fatal("struct net_device has no ifindex")
+	}
+	counts, err := ebpf.NewMap(&ebpf.MapSpec{
+		Name: "exceptions", Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 8,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +111,16 @@ func exceptions(t *testing.T) *ebpf.Map {
 		Name: "exceptions", Type: ebpf.RawTracepoint, License: "GPL",
 		Instructions: asm.Instructions{
 			// TP_PROTO(dev, xdp, act) in include/trace/events/xdp.h
-			asm.LoadMem(asm.R2, asm.R1, 16, asm.DWord),
+			asm.Mov.Reg(asm.R6, asm.R1),
+			asm.LoadMem(asm.R3, asm.R6, 0, asm.DWord),
+			asm.Add.Imm(asm.R3, int32(device.Members[i].Offset.Bytes())),
+			asm.Mov.Reg(asm.R1, asm.RFP),
+			asm.Add.Imm(asm.R1, -8),
+			asm.Mov.Imm(asm.R2, 4),
+			asm.FnProbeReadKernel.Call(),
+			asm.LoadMem(asm.R2, asm.RFP, -8, asm.Word),
+			asm.JNE.Imm(asm.R2, int32(ifindex), "out"),
+			asm.LoadMem(asm.R2, asm.R6, 16, asm.DWord),
 			asm.StoreMem(asm.RFP, -4, asm.R2, asm.Word),
 			asm.Mov.Reg(asm.R2, asm.RFP),
 			asm.Add.Imm(asm.R2, -4),
@@ -107,15 +150,15 @@ func TestSampleAbort(t *testing.T) {
 		r := newSampleRig(t, mode, (*tests.Node).Bridge, sampleProgram(t, "verdicts", "xdp_abort"))
 		p := r.add(t, "pod")
 		quiet(t, p.Pod)
-		told := exceptions(t)
+		told := exceptions(t, p.hostIndex)
 		before := readStats(t, r.Node, p.Pod)
 		for range sent {
 			p.send(t, p.of(packets.IPv4{}, packets.UDP{}))
 		}
 		p.counted(t, before, "aborted", sent)
-		nothing(t, p.passed)
+		p.nothingPassed(t)
 		var n uint64
-		if err := told.Lookup(uint32(0), &n); err != nil || n != sent { // XDP_ABORTED
+		if err := told.Lookup(uint32(xdpAborted), &n); err != nil || n != sent {
 			t.Errorf("%d exceptions, %v; want %d", n, err, sent)
 		}
 	})

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os/exec"
 	"sync"
 	"syscall"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
+	"github.com/vishvananda/netlink"
 
 	"github.com/xdp-cni/xdp-cni/internal/pins"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
@@ -194,6 +196,15 @@ func TestParallelAdds(t *testing.T) {
 	for _, mode := range modes {
 		t.Run(mode, func(t *testing.T) {
 			n := start(t, tests.WithoutIPv6())
+			// with a MAC of its own: one that has none takes that of a port to come, and the bridge plugin's CHECK
+			// compares it with what it was at ADD
+			if err := n.Do(func() error {
+				return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{
+					Name: "cni0", HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 1},
+				}})
+			}); err != nil {
+				t.Fatal(err)
+			}
 			w := tests.MustNetwork(t, n, tests.Conflist("net", "1.1.0", n.Bridge(tests.IPv4), n.XDP(tests.Conf{"mode": mode})))
 			var (
 				wait sync.WaitGroup

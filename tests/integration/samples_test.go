@@ -6,7 +6,9 @@ import (
 	"errors"
 	"io/fs"
 	"net/netip"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -73,6 +75,15 @@ func TestSamples(t *testing.T) {
 					t.Errorf("ping %s: %d packets counted, want 3", to, got)
 				}
 			}
+			ran := podPrograms(t, n, client)
+			if want := bytes.Count(data, []byte(`"object"`)); len(ran) != want {
+				t.Errorf("the pod has %d programs, want %d", len(ran), want)
+			}
+			for _, p := range ran {
+				if p.Runs == [5]uint64{} {
+					t.Errorf("program %s has not run", p.Name)
+				}
+			}
 			if err := w.Del(t.Context(), client, options...); err != nil {
 				t.Errorf("DEL: %v", err)
 			}
@@ -116,7 +127,7 @@ func needsFirewall(t *testing.T) {
 	t.Skip("neither iptables nor nft is installed, and portmap needs one: apt-get install nftables")
 }
 
-// relocate moves the state that a conflist names into the node.
+// relocate moves the state that a conflist names into the node, and names the programs of bpf/samples where they are.
 func relocate(t *testing.T, n *tests.Node, conflist []byte) string {
 	t.Helper()
 	var list struct {
@@ -133,6 +144,16 @@ func relocate(t *testing.T, n *tests.Node, conflist []byte) string {
 		}
 		if plugin["type"] == "xdp" {
 			plugin["bpffs"] = n.BPFFS
+			programs, _ := plugin["programs"].([]any)
+			for _, p := range programs {
+				p := p.(map[string]any)
+				sample, named := strings.CutSuffix(filepath.Base(p["object"].(string)), "_bpfel.o")
+				object, err := tests.SampleObject(sample)
+				if _, statErr := os.Stat(object); !named || err != nil || statErr != nil {
+					t.Fatalf("%s is no object of bpf/samples: %v, %v", p["object"], err, statErr)
+				}
+				p["object"] = object
+			}
 			if plugin["logFile"] != nil {
 				plugin["logFile"] = n.Dir + "/xdp-cni.log"
 			}

@@ -26,8 +26,7 @@ func TestTCPrograms(t *testing.T) {
 	} else if !kernel.TCX {
 		t.Skip("tc programs take tcx")
 	}
-	w := tests.MustNetwork(t, n, tests.Conflist("net", "1.1.0", n.Bridge(tests.DualStack), n.XDP(tests.Conf{
-		"mode": "tcx",
+	r := newSampleRigOf(t, n, "tcx", (*tests.Node).Bridge, tests.Conf{
 		"programs": []tests.Conf{
 			{"object": object, "program": "tc_third", "name": "behind", "order": "after"},
 			{"object": object, "program": "tc_first"},
@@ -35,31 +34,16 @@ func TestTCPrograms(t *testing.T) {
 		"filter": tests.Conf{"rules": []tests.Conf{
 			{"name": "not-this", "direction": "egress", "action": "deny", "protocol": "udp", "ports": []string{"8000"}},
 		}},
-	})))
-	p := &samplePod{Pod: tests.MustPod(t, n, "pod"), rig: &sampleRig{Node: n, mode: "tcx", w: w}}
-	tests.MustAdd(t, w, p.Pod)
-	if err := w.Check(t.Context(), p.Pod); err != nil {
+	})
+	p := r.add(t, "pod")
+	if err := r.w.Check(t.Context(), p.Pod); err != nil {
 		t.Errorf("CHECK: %v", err)
-	}
-	for _, address := range families(p.Pod) {
-		if err := tests.WaitAddress(t.Context(), p, address); err != nil {
-			t.Fatal(err)
-		}
 	}
 	// what neither of them decides passes both and the filter
 	if err := tests.Ping(t.Context(), p, p.GatewayIPv4(), 3); err != nil {
 		t.Error(err)
 	}
 	quiet(t, p.Pod)
-	host, err := p.HostInterface()
-	if err != nil {
-		t.Fatal(err)
-	}
-	mac, err := p.MAC()
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.mac, p.host = packets.MAC(mac), packets.MAC(host.Attrs().HardwareAddr)
 	seen := func(name string) (count uint64) {
 		t.Helper()
 		for _, path := range n.Tree() {
@@ -96,7 +80,7 @@ func TestTCPrograms(t *testing.T) {
 	if err != nil || !strings.Contains(string(out.Stdout), "tc_first") {
 		t.Errorf("xdpctl programs: %v\n%s%s", err, out.Stdout, out.Stderr)
 	}
-	if err := w.Del(t.Context(), p.Pod); err != nil {
+	if err := r.w.Del(t.Context(), p.Pod); err != nil {
 		t.Error(err)
 	}
 	if left := n.Tree(); len(left) > 0 {

@@ -178,6 +178,14 @@ func (c composition) judge() (composition, bool) {
 	return c, calls
 }
 
+// judgeIndex is where the composition's policy is among the programs that are called.
+func (c composition) judgeIndex() uint32 {
+	if c.redirect {
+		return programJudge + 1
+	}
+	return programJudge
+}
+
 // enterJudge enters a program of a composition that judge returned where those who call it find it. The caller holds
 // the node's lock.
 func (n *node) enterJudge(c composition, prog *ebpf.Program) error {
@@ -186,11 +194,7 @@ func (n *node) enterJudge(c composition, prog *ebpf.Program) error {
 		return err
 	}
 	defer all.Close()
-	index := uint32(programJudge)
-	if c.redirect {
-		index++
-	}
-	if err := all.Put(index, prog); err != nil {
+	if err := all.Put(c.judgeIndex(), prog); err != nil {
 		return fmt.Errorf("entering program %s: %w", c.pin(), err)
 	}
 	return nil

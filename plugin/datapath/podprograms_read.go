@@ -113,12 +113,12 @@ func (p *PodProgram) readRuns(dir string, place uint32) error {
 // checkPrograms checks that the attachment runs the programs that it was made with, and that they are those asked for,
 // but for optional ones.
 func (n *node) checkPrograms(dir string, m *Meta, slot uint32, entry bpf.DatapathSlot) error {
+	if !m.has(bpf.DatapathPodFlagPOD_PROGRAMS) {
+		return nil
+	}
 	list, err := readPrograms(dir)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrCheck, err)
-	}
-	if has := m.has(bpf.DatapathPodFlagPOD_PROGRAMS); !has {
-		return nil
 	}
 	before, after := programCounts(entry)
 	if have := before + after; have != len(list) {
@@ -127,12 +127,12 @@ func (n *node) checkPrograms(dir string, m *Meta, slot uint32, entry bpf.Datapat
 	if m.Mode == ModeTCX {
 		return checkTCPrograms(dir, m, list)
 	}
-	pin := pinPodPrograms
-	if shared, err := n.meta(); err != nil {
+	shared, err := n.meta()
+	if err != nil {
 		return err
-	} else if m.Mode == ModeNative && shared.XdpFrags != 0 {
-		pin = pinPodProgramsFrags
 	}
+	egress := hooks(m.Mode)[0].composition(shared, m)
+	pin := egress.podProgramsPin()
 	all, err := n.open(pin)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrCheck, err)
@@ -149,11 +149,7 @@ func (n *node) checkPrograms(dir string, m *Meta, slot uint32, entry bpf.Datapat
 		}
 	}
 	var judge ebpf.ProgramID
-	index := uint32(programJudge)
-	if m.has(bpf.DatapathPodFlagPOD_REDIRECT) {
-		index++
-	}
-	if err := all.Lookup(index, &judge); err != nil {
+	if err := all.Lookup(egress.judgeIndex(), &judge); err != nil {
 		return fmt.Errorf("%w: the policy is not there to be called: %w", ErrCheck, err)
 	}
 	counters, err := n.open(bpf.DatapathMapPodProgramCounters)

@@ -109,13 +109,18 @@ func (a *attached) decided() ([]uint64, error) {
 	return packets, nil
 }
 
-// ran returns how many of the runs of each of the user programs ended with a verdict.
-func (a *attached) ran(verdict uint32) ([]uint64, error) {
+// programs returns the pod's user programs.
+func (a *attached) programs() ([]datapath.PodProgram, error) {
 	attachment, err := findAttachment(a.node, a.pod)
 	if err != nil {
 		return nil, err
 	}
-	list, err := a.datapath().ReadPrograms(attachment)
+	return a.datapath().ReadPrograms(attachment)
+}
+
+// ran returns how many of the runs of each of the user programs ended with a verdict.
+func (a *attached) ran(verdict uint32) ([]uint64, error) {
+	list, err := a.programs()
 	if err != nil {
 		return nil, err
 	}
@@ -128,11 +133,7 @@ func (a *attached) ran(verdict uint32) ([]uint64, error) {
 
 // ranTC returns how often each of the pod's tc programs ran, by their maps: of tcverdicts.bpf.o.
 func (a *attached) ranTC() ([]uint64, error) {
-	attachment, err := findAttachment(a.node, a.pod)
-	if err != nil {
-		return nil, err
-	}
-	list, err := a.datapath().ReadPrograms(attachment)
+	list, err := a.programs()
 	if err != nil {
 		return nil, err
 	}

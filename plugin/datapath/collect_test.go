@@ -48,7 +48,7 @@ func (r *rig) deleteVeth(name string) {
 
 // TestCollect has three pods, of which one lost its interface, and one of another network.
 func TestCollect(t *testing.T) {
-	for _, v := range variants {
+	for _, v := range variants(t) {
 		t.Run(v.name, func(t *testing.T) {
 			r := newVariantRig(t, v, vethDefault)
 			before := r.node.Tree()

@@ -21,12 +21,16 @@ import (
 	"github.com/xdp-cni/xdp-cni/tests/priv"
 )
 
-func needTCX(t *testing.T) {
+// haveTCX is whether the kernel has tcx. Where it has not, there is something else to test: that the plugin refuses tc
+// programs.
+func haveTCX(t *testing.T) bool {
 	t.Helper()
-	priv.Root(t)
-	if !kernel().TCX {
-		t.Skip("this kernel has no tcx: TestTCProgramsNeedTCX is what there is to test")
+	priv.Root(t) // to know what the kernel has takes it too
+	if kernel().TCX {
+		return true
 	}
+	expectTCProgramsRefused(t, nil)
+	return false
 }
 
 // soon waits until it is so, and tells whether it is.
@@ -128,7 +132,9 @@ func (r *rig) atTCIngress() (ids []ebpf.ProgramID) {
 // TestTCPrograms sends packets that end at each program with each verdict of tc, and compares what each program has
 // seen, ours and one of somebody else too.
 func TestTCPrograms(t *testing.T) {
-	needTCX(t)
+	if !haveTCX(t) {
+		return
+	}
 	r := newRig(t, datapath.ModeTCX, vethDefault, tests.WithoutIPv6())
 	foreign, foreignSeen := r.foreignTC()
 	before := r.world()
@@ -214,7 +220,9 @@ func TestTCPrograms(t *testing.T) {
 
 // TestTCProgramTailCalls: what a program before the policy tail calls does not pass by the policy either.
 func TestTCProgramTailCalls(t *testing.T) {
-	needTCX(t)
+	if !haveTCX(t) {
+		return
+	}
 	r := newRig(t, datapath.ModeTCX, vethDefault, tests.WithoutIPv6())
 	r.opts.Programs = []datapath.Program{{Object: othersObject(t), Program: "tc_tail"}}
 	r.opts.Policy = mustPolicy(t, `{"antiSpoof": false, "default": {"egress": "deny", "ingress": "allow"}}`)
@@ -233,7 +241,9 @@ func TestTCProgramTailCalls(t *testing.T) {
 // TestTCProgramsShared: a program without maps of its own is loaded once for all pods, once for each order; its runs
 // are known while the kernel counts them.
 func TestTCProgramsShared(t *testing.T) {
-	needTCX(t)
+	if !haveTCX(t) {
+		return
+	}
 	r := newRig(t, datapath.ModeTCX, vethDefault, tests.WithoutIPv6())
 	before := r.world()
 	object := othersObject(t)
@@ -280,7 +290,9 @@ func TestTCProgramsShared(t *testing.T) {
 
 // TestTCProgramsRedirect: a pod with redirect stays fit with programs of its own.
 func TestTCProgramsRedirect(t *testing.T) {
-	needTCX(t)
+	if !haveTCX(t) {
+		return
+	}
 	r := newRedirectRig(t, datapath.ModeTCX, someRedirect)
 	r.opts.Programs = someTCPrograms(t)
 	r.mustAttach(r.opts)
@@ -301,7 +313,9 @@ func TestTCProgramsRedirect(t *testing.T) {
 
 // TestTCProgramsCheck makes each thing wrong with the links that can be, and lets DEL find it so.
 func TestTCProgramsCheck(t *testing.T) {
-	needTCX(t)
+	if !haveTCX(t) {
+		return
+	}
 	withLink := func(r *rig, name string, do func(l link.Link, pin string) error) {
 		t.Helper()
 		pin := filepath.Join(r.podDir(), "programs", name, "the-link")
@@ -393,7 +407,9 @@ func TestTCProgramsCheck(t *testing.T) {
 
 // TestTCProgramTwice: one without maps of its own is one program, which a hook takes once.
 func TestTCProgramTwice(t *testing.T) {
-	needTCX(t)
+	if !haveTCX(t) {
+		return
+	}
 	r := newRig(t, datapath.ModeTCX, vethDefault)
 	before := r.world()
 	opts := r.opts
@@ -417,8 +433,14 @@ func TestTCProgramTwice(t *testing.T) {
 
 // TestTCProgramsNeedTCX: without tcx a tc program is refused, and STATUS says so.
 func TestTCProgramsNeedTCX(t *testing.T) {
+	expectTCProgramsRefused(t, &datapath.Features{})
+}
+
+// expectTCProgramsRefused attaches tc programs on a kernel with these features, none of which is tcx.
+func expectTCProgramsRefused(t *testing.T, features *datapath.Features) {
+	t.Helper()
 	r := newRig(t, datapath.ModeTCX, vethDefault)
-	r.features = &datapath.Features{}
+	r.features = features
 	before := r.world()
 	opts := r.opts
 	opts.Programs = []datapath.Program{{Object: othersObject(t), Program: "at_tc"}}

@@ -239,7 +239,7 @@ type variant struct {
 	programs bool
 }
 
-var variants = []variant{
+var allVariants = []variant{
 	{"generic", datapath.ModeGeneric, nil, false, false, false},
 	{"native", datapath.ModeNative, nil, false, false, false},
 	{"tcx", datapath.ModeTCX, nil, false, false, false},
@@ -254,11 +254,18 @@ var variants = []variant{
 	{"tcx with redirect and programs", datapath.ModeTCX, nil, true, true, true},
 }
 
+// variants are all that this kernel has: tc programs take tcx, and are refused without, as TestTCProgramsNeedTCX shows.
+func variants(t *testing.T) []variant {
+	t.Helper()
+	priv.Root(t) // to know what the kernel has takes it too
+	if kernel().TCX {
+		return allVariants
+	}
+	return slices.DeleteFunc(slices.Clone(allVariants), func(v variant) bool { return v.programs && v.mode == datapath.ModeTCX })
+}
+
 func newVariantRig(t *testing.T, v variant, veth tests.VethOptions, options ...tests.NodeOption) *rig {
 	t.Helper()
-	if v.programs && v.mode == datapath.ModeTCX {
-		needTCX(t)
-	}
 	r := newRig(t, v.mode, veth, options...)
 	r.features = v.features
 	if v.filter {
@@ -279,7 +286,7 @@ func newVariantRig(t *testing.T, v variant, veth tests.VethOptions, options ...t
 // eachVariant runs test as a subtest of each; veth ends have two queues, of which the host end
 // uses one, so that native mode has something to change.
 func eachVariant(t *testing.T, test func(t *testing.T, r *rig)) {
-	for _, v := range variants {
+	for _, v := range variants(t) {
 		t.Run(v.name, func(t *testing.T) {
 			r := newVariantRig(t, v, tests.VethOptions{Queues: 2})
 			err := r.node.Do(func() error {

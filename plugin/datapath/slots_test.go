@@ -78,7 +78,7 @@ func TestSameInterfaceTwice(t *testing.T) {
 // What the first left, published or in staging, must not take what the second has.
 func TestIndexUsedAgain(t *testing.T) {
 	for _, killed := range []bool{false, true} {
-		for _, v := range variants {
+		for _, v := range variants(t) {
 			t.Run(fmt.Sprintf("%s, killed %v", v.name, killed), func(t *testing.T) {
 				r := newVariantRig(t, v, vethDefault)
 				before := r.node.Tree()

@@ -63,7 +63,7 @@ func (r *rig) nodeInfo() *datapath.NodeInfo {
 // TestUpgradeUnderTraffic goes to another release and back, several times, while packets pass in both directions: each
 // is counted once, and maps, links and policies are the same as before.
 func TestUpgradeUnderTraffic(t *testing.T) {
-	for _, v := range variants {
+	for _, v := range variants(t) {
 		t.Run(v.name, func(t *testing.T) {
 			r := newUpgradeRig(t, v)
 			world := r.world()
@@ -172,7 +172,7 @@ func (r *rig) upgradeSteps() (before, after []string) {
 // TestUpgradeFailsOrDies makes each step of an upgrade fail, and kills its process at each. The pods go on, CHECK by
 // either release finds nothing wrong, and the next upgrade, to or back, or DEL, leaves nothing of it.
 func TestUpgradeFailsOrDies(t *testing.T) {
-	for _, v := range variants {
+	for _, v := range variants(t) {
 		if !slices.Contains([]string{"generic", "clsact", "native with redirect", "tcx with redirect", "native with redirect and programs"}, v.name) {
 			continue
 		}

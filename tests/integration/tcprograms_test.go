@@ -14,7 +14,7 @@ import (
 )
 
 // TestTCPrograms runs user tc programs through the chain: one before the filter, whose TC_ACT_OK does not pass by
-// it, and one after.
+// it, and one after. A kernel without tcx refuses them.
 func TestTCPrograms(t *testing.T) {
 	object, err := filepath.Abs("../../plugin/programs/testdata/others.bpf.o")
 	if err != nil {
@@ -24,7 +24,17 @@ func TestTCPrograms(t *testing.T) {
 	if kernel, err := datapath.ProbeFeatures(); err != nil {
 		t.Fatal(err)
 	} else if !kernel.TCX {
-		t.Skip("tc programs take tcx")
+		pod, _, prev := vethPod(t, n, "pod", "1.1.0")
+		out, err := n.RunPlugin(t.Context(), "ADD", pod, pluginConf(n, "1.1.0", prev, tests.Conf{
+			"mode": "tcx", "programs": []tests.Conf{{"object": object, "program": "tc_first"}},
+		}))
+		if err == nil {
+			t.Fatalf("ADD without tcx succeeded: %s", out.Stdout)
+		}
+		if refused := outputError(t, out); refused.Code != 109 || !strings.Contains(refused.Msg, "6.6") {
+			t.Errorf("ADD without tcx: code %d, %q, want 109 that names kernel 6.6", refused.Code, refused.Msg)
+		}
+		return
 	}
 	r := newSampleRigOf(t, n, "tcx", (*tests.Node).Bridge, tests.Conf{
 		"programs": []tests.Conf{

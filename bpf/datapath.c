@@ -37,6 +37,8 @@ const enum pod_flag *unused_pod_flag __attribute__((unused));
 const enum endpoint_flag *unused_endpoint_flag __attribute__((unused));
 const enum way *unused_way __attribute__((unused));
 const enum direct_end *unused_direct_end __attribute__((unused));
+const enum pod_limit *unused_pod_limit __attribute__((unused));
+const enum program_entry *unused_program_entry __attribute__((unused));
 const enum program_order *unused_program_order __attribute__((unused));
 
 /* Returns the length of a frame, in bytes. */
@@ -46,7 +48,7 @@ static __always_inline __u32 xdp_len(struct xdp_md *ctx)
 }
 
 /*
- * Parses and judges a frame at the XDP hook; walk is NULL but where programs of others run. Returns
+ * Parses and judges a frame at the XDP hook; walk is NULL but where user programs run. Returns
  * an XDP action. Headers past the first buffer cannot be read: on veth that buffer holds over 3 KiB
  * of any frame (veth_convert_skb_to_xdp_buff() in drivers/net/veth.c).
  */
@@ -81,7 +83,7 @@ int xdp_egress(struct xdp_md *ctx)
 }
 
 /*
- * As xdp_egress(), for pods that have programs of others: runs those before the policy, the policy,
+ * As xdp_egress(), for pods that have user programs: runs those before the policy, the policy,
  * and those after it. Returns an XDP action.
  */
 SEC("xdp.frags")

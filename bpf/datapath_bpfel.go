@@ -226,6 +226,12 @@ const (
 	DatapathPodFlagPOD_PROGRAMS       DatapathPodFlag = 512
 )
 
+type DatapathPodLimit uint32
+
+const (
+	DatapathPodLimitMAX_POD_PROGRAMS DatapathPodLimit = 8
+)
+
 type DatapathPodMeta struct {
 	_              structs.HostLayout
 	Version        uint32
@@ -315,6 +321,14 @@ type DatapathProgramCounters struct {
 	Timed       uint64
 	Nanoseconds uint64
 }
+
+type DatapathProgramEntry uint32
+
+const (
+	DatapathProgramEntryPROGRAM_JUDGE          DatapathProgramEntry = 32768
+	DatapathProgramEntryPROGRAM_JUDGE_REDIRECT DatapathProgramEntry = 32769
+	DatapathProgramEntryPROGRAM_ENTRIES        DatapathProgramEntry = 32770
+)
 
 type DatapathProgramMeta struct {
 	_        structs.HostLayout
@@ -515,10 +529,12 @@ const (
 	DatapathVarUnusedFlowKind     = "unused_flow_kind"
 	DatapathVarUnusedKind         = "unused_kind"
 	DatapathVarUnusedPodFlag      = "unused_pod_flag"
+	DatapathVarUnusedPodLimit     = "unused_pod_limit"
 	DatapathVarUnusedPodMode      = "unused_pod_mode"
 	DatapathVarUnusedPolicyAction = "unused_policy_action"
 	DatapathVarUnusedPolicyFlag   = "unused_policy_flag"
 	DatapathVarUnusedPolicyPrefix = "unused_policy_prefix"
+	DatapathVarUnusedProgramEntry = "unused_program_entry"
 	DatapathVarUnusedProgramOrder = "unused_program_order"
 	DatapathVarUnusedProtocol     = "unused_protocol"
 	DatapathVarUnusedSlotFlag     = "unused_slot_flag"
@@ -629,10 +645,12 @@ type DatapathVariableSpecs struct {
 	UnusedFlowKind     *ebpf.VariableSpec `ebpf:"unused_flow_kind"`
 	UnusedKind         *ebpf.VariableSpec `ebpf:"unused_kind"`
 	UnusedPodFlag      *ebpf.VariableSpec `ebpf:"unused_pod_flag"`
+	UnusedPodLimit     *ebpf.VariableSpec `ebpf:"unused_pod_limit"`
 	UnusedPodMode      *ebpf.VariableSpec `ebpf:"unused_pod_mode"`
 	UnusedPolicyAction *ebpf.VariableSpec `ebpf:"unused_policy_action"`
 	UnusedPolicyFlag   *ebpf.VariableSpec `ebpf:"unused_policy_flag"`
 	UnusedPolicyPrefix *ebpf.VariableSpec `ebpf:"unused_policy_prefix"`
+	UnusedProgramEntry *ebpf.VariableSpec `ebpf:"unused_program_entry"`
 	UnusedProgramOrder *ebpf.VariableSpec `ebpf:"unused_program_order"`
 	UnusedProtocol     *ebpf.VariableSpec `ebpf:"unused_protocol"`
 	UnusedSlotFlag     *ebpf.VariableSpec `ebpf:"unused_slot_flag"`
@@ -743,10 +761,12 @@ type DatapathVariables struct {
 	UnusedFlowKind     *ebpf.Variable `ebpf:"unused_flow_kind"`
 	UnusedKind         *ebpf.Variable `ebpf:"unused_kind"`
 	UnusedPodFlag      *ebpf.Variable `ebpf:"unused_pod_flag"`
+	UnusedPodLimit     *ebpf.Variable `ebpf:"unused_pod_limit"`
 	UnusedPodMode      *ebpf.Variable `ebpf:"unused_pod_mode"`
 	UnusedPolicyAction *ebpf.Variable `ebpf:"unused_policy_action"`
 	UnusedPolicyFlag   *ebpf.Variable `ebpf:"unused_policy_flag"`
 	UnusedPolicyPrefix *ebpf.Variable `ebpf:"unused_policy_prefix"`
+	UnusedProgramEntry *ebpf.Variable `ebpf:"unused_program_entry"`
 	UnusedProgramOrder *ebpf.Variable `ebpf:"unused_program_order"`
 	UnusedProtocol     *ebpf.Variable `ebpf:"unused_protocol"`
 	UnusedSlotFlag     *ebpf.Variable `ebpf:"unused_slot_flag"`

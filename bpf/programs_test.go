@@ -11,10 +11,10 @@ import (
 	"github.com/xdp-cni/xdp-cni/tests/packets"
 )
 
-// Of lib/pod.h and lib/programs.h.
+// Sizes and places, in the type that the tests reckon with.
 const (
-	podPrograms  = 8                     // MAX_POD_PROGRAMS
-	programJudge = maxPods * podPrograms // PROGRAM_JUDGE
+	podPrograms  = int(bpf.DatapathPodLimitMAX_POD_PROGRAMS)
+	programJudge = int(bpf.DatapathProgramEntryPROGRAM_JUDGE)
 )
 
 // XDP actions (include/uapi/linux/bpf.h).

@@ -83,7 +83,7 @@ static __always_inline enum verdict core_redirect(const struct packet *pkt, __u3
  * end is ifindex, decides, counts. An interface that is no pod's passes everything uncounted: it
  * is on its way in or out. For VERDICT_REDIRECT the CPU's view says where to, if pkt->direct.
  *
- * walk is NULL but where programs of others run. What those before our policy decided about is only
+ * walk is NULL but where user programs run. What those before our policy decided about is only
  * counted; what those after it are yet to decide about is left for xdp_egress_programs() to count.
  */
 static __always_inline enum verdict core(struct packet *pkt, enum parse_result result,

@@ -11,8 +11,10 @@
 /* Attachments that a node can hold; a power of two. */
 #define MAX_PODS 4096
 
-/* Programs of others that an attachment can have. */
-#define MAX_POD_PROGRAMS 8
+/* User programs that an attachment can have. */
+enum pod_limit {
+	MAX_POD_PROGRAMS = 8,
+};
 
 enum slot_flag {
 	SLOT_PEERS = 1 << 0,    /* the pod has a map of per-peer counters */
@@ -23,7 +25,7 @@ enum slot_flag {
 
 /* Numbers in the flags of a slot, which is one cache line as it is: from which bit on they stand. */
 enum slot_number {
-	SLOT_BEFORE = 16, /* programs of others that run before our policy */
+	SLOT_BEFORE = 16, /* user programs that run before our policy */
 	SLOT_AFTER = 20,  /* and on what it lets pass */
 	SLOT_BITS = 4,    /* of each; at most MAX_POD_PROGRAMS */
 };

@@ -10,7 +10,7 @@
 #include "verdict.h"
 
 /*
- * Programs of others that run on what a pod sends. Each is a whole program of its own, entered in
+ * User programs, which run on what a pod sends. Each is a whole program of its own, entered in
  * pod_programs and reached by a tail call from a function of ours: such a call replaces only that
  * function's frame, so what the program returns comes back here. x86-64 has that from kernel 5.10
  * on (e411901c0b77, "bpf: allow for tailcalls in BPF subprograms for x64 JIT"), arm64 from 6.0 on.
@@ -24,9 +24,11 @@
  * calls so may have 256 bytes on the stack (check_max_stack_depth() in kernel/bpf/verifier.c), and
  * it has more. One without and one with redirect.
  */
-#define PROGRAM_JUDGE          (MAX_PODS * MAX_POD_PROGRAMS)
-#define PROGRAM_JUDGE_REDIRECT (PROGRAM_JUDGE + 1)
-#define PROGRAM_ENTRIES        (PROGRAM_JUDGE + 2)
+enum program_entry {
+	PROGRAM_JUDGE = MAX_PODS * MAX_POD_PROGRAMS,
+	PROGRAM_JUDGE_REDIRECT,
+	PROGRAM_ENTRIES,
+};
 
 /* What xdp_egress_programs() and xdp_judge() tell each other of the packet under way. */
 struct walk {
@@ -121,7 +123,7 @@ struct {
 /*
  * Runs the program at index and returns what it returns, XDP_ABORTED if there is none. Global: of a
  * static function kernels before 6.19 believe that it returns what it does where the call fails, and
- * remove all that the others' verdicts lead to (e40030a46acf, "bpf: properly verify tail call
+ * remove all that the user programs' verdicts lead to (e40030a46acf, "bpf: properly verify tail call
  * behavior").
  */
 __attribute__((noinline)) int program_run(struct xdp_md *ctx, __u32 index)

@@ -37,7 +37,7 @@ enum way {
 	WAY_LONG,     /* longer than the target's MTU */
 	WAY_LAST_HOP, /* its TTL or hop limit ends here, which the router is to say */
 	WAY_UNKNOWN,  /* whether its flow is translated is not known, or it is */
-	WAY_PROGRAMS, /* programs of others run on it after the policy, and may have changed it */
+	WAY_PROGRAMS, /* user programs run on it after the policy, and may have changed it */
 };
 
 /* Where XDP programs redirect to: the host ends of all targets, by their ifindex. */

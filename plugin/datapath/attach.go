@@ -44,7 +44,7 @@ type AttachOptions struct {
 	Redirect *Redirect
 	// BigTCP: needs ModeTCX.
 	BigTCP BigTCP
-	// Programs of others, in order: XDP programs, in ModeTCX tc programs.
+	// User programs, in order: XDP programs, in ModeTCX tc programs.
 	Programs []Program
 }
 
@@ -116,9 +116,9 @@ type attaching struct {
 	egress   *ebpf.Program
 	ingress  *ebpf.Program
 
-	programsOfOthers []podProgram
-	composition      composition // of egress
-	counters         *ebpf.Map   // of all pods' programs
+	userPrograms []podProgram
+	composition  composition // of egress
+	counters     *ebpf.Map   // of all pods' programs
 }
 
 func (d *Datapath) newAttaching(opts AttachOptions) (*attaching, error) {
@@ -168,14 +168,14 @@ func (d *Datapath) newAttaching(opts AttachOptions) (*attaching, error) {
 		a.meta.Mode = a.Mode
 		a.meta.flags |= bpf.DatapathPodFlagPOD_FOR_GENERIC
 	}
-	if a.programsOfOthers, err = d.pickPrograms(opts.Programs, a.Mode); err != nil {
+	if a.userPrograms, err = d.pickPrograms(opts.Programs, a.Mode); err != nil {
 		if a.Mode != opts.Mode {
 			err = fmt.Errorf("mode %s is %s here, since %s has an ingress qdisc, as bandwidth before us adds (use mode native): %w",
 				opts.Mode, a.Mode, opts.HostName, err)
 		}
 		return nil, err
 	}
-	if len(a.programsOfOthers) > 0 {
+	if len(a.userPrograms) > 0 {
 		a.meta.flags |= bpf.DatapathPodFlagPOD_PROGRAMS
 	}
 	return a, nil
@@ -220,7 +220,7 @@ func (a *attaching) enterNode(ctx context.Context) (err error) {
 	}
 	return a.locked(ctx, func() (err error) {
 		a.undo.Push("pruning the node", func() error { return a.prune(ctx) })
-		if len(a.programsOfOthers) > 0 {
+		if len(a.userPrograms) > 0 {
 			a.undo.Push("removing shared programs", func() error {
 				return a.locked(ctx, func() error { return a.withNode(a.pruneShared) })
 			})

@@ -14,10 +14,10 @@ import (
 	"github.com/xdp-cni/xdp-cni/plugin/programs"
 )
 
-// ErrProgram: a program of others cannot be used.
+// ErrProgram: a user program cannot be used.
 var ErrProgram = errors.New("a program cannot be used")
 
-// Program is a program of others that an attachment is to run on what its pod sends.
+// Program is a user program that an attachment is to run on what its pod sends.
 type Program struct {
 	Object   string // path of the object file
 	Program  string // function or section, "" for the only one
@@ -26,7 +26,7 @@ type Program struct {
 	Optional bool   // if it cannot be used, the attachment is made without it
 }
 
-// Pins of programs of others: directories of an attachment and of the node, and what is in them.
+// Pins of user programs: directories of an attachment and of the node, and what is in them.
 const (
 	pinPrograms        = "programs"    // of an attachment: a directory for each program; of the node: for each shared
 	pinProgram         = "the-program" // in such a directory, beside the maps: no name of C has a dash
@@ -39,13 +39,10 @@ const (
 	suffixFrags         = "_frags"
 )
 
-// MaxPrograms is how many programs of others an attachment can have: MAX_POD_PROGRAMS in bpf/lib/pod.h.
-const MaxPrograms = 8
+// MaxPrograms is how many user programs an attachment can have.
+const MaxPrograms = uint32(bpf.DatapathPodLimitMAX_POD_PROGRAMS)
 
-// programJudge is PROGRAM_JUDGE in bpf/lib/programs.h.
-const programJudge = 4096 * MaxPrograms
-
-// programPins are the node's maps for programs of others, by the name of the map in the object.
+// programPins are the node's maps for user programs, by the name of the map in the object.
 var programPins = map[string][]string{
 	bpf.DatapathMapPodPrograms:        {pinPodPrograms, pinPodProgramsFrags},
 	bpf.DatapathMapPodProgramCounters: {bpf.DatapathMapPodProgramCounters},
@@ -74,7 +71,7 @@ func (p Program) String() string {
 // pickPrograms reads the objects, those that come before the policy first. Optional programs that cannot be used are
 // left out with a warning.
 func (d *Datapath) pickPrograms(list []Program, mode Mode) ([]podProgram, error) {
-	if len(list) > MaxPrograms {
+	if len(list) > int(MaxPrograms) {
 		return nil, fmt.Errorf("%w: %d are more than %d", ErrProgram, len(list), MaxPrograms)
 	}
 	if len(list) == 0 {
@@ -153,7 +150,7 @@ func pickProgram(p Program, mode Mode, objects map[string]*programs.Object) (*po
 	return one, nil
 }
 
-// ensurePrograms makes and pins the node's maps for programs of others, but for those that are there.
+// ensurePrograms makes and pins the node's maps for user programs, but for those that are there.
 func (n *node) ensurePrograms(spec *ebpf.CollectionSpec) error {
 	for pin, mapSpec := range pinSpecs(spec, programPins) {
 		if err := n.ensureMap(mapSpec, pin); err != nil {
@@ -171,7 +168,7 @@ func (c composition) podProgramsPin() string {
 	return pinPodPrograms
 }
 
-// judge is the policy that the composition calls for pods with programs of others; false if it calls none.
+// judge is the policy that the composition calls for pods with user programs; false if it calls none.
 func (c composition) judge() (composition, bool) {
 	calls := c.function == bpf.DatapathProgXdpEgressPrograms
 	c.function = bpf.DatapathProgXdpJudge
@@ -181,9 +178,9 @@ func (c composition) judge() (composition, bool) {
 // judgeIndex is where the composition's policy is among the programs that are called.
 func (c composition) judgeIndex() uint32 {
 	if c.redirect {
-		return programJudge + 1
+		return uint32(bpf.DatapathProgramEntryPROGRAM_JUDGE_REDIRECT)
 	}
-	return programJudge
+	return uint32(bpf.DatapathProgramEntryPROGRAM_JUDGE)
 }
 
 // enterJudge enters a program of a composition that judge returned where those who call it find it. The caller holds
@@ -200,7 +197,7 @@ func (n *node) enterJudge(c composition, prog *ebpf.Program) error {
 	return nil
 }
 
-// leavePrograms removes the programs of a slot. A node that never had programs of others has no maps of them.
+// leavePrograms removes the programs of a slot. A node that never had user programs has no maps of them.
 func (n *node) leavePrograms(slot uint32) error {
 	var errs error
 	for _, pin := range []string{pinPodPrograms, pinPodProgramsFrags} {
@@ -212,7 +209,7 @@ func (n *node) leavePrograms(slot uint32) error {
 			errs = errors.Join(errs, fmt.Errorf("opening the node's map %s: %w", pin, err))
 			continue
 		}
-		for place := range uint32(MaxPrograms) {
+		for place := range MaxPrograms {
 			if err := all.Delete(slot*MaxPrograms + place); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 				errs = errors.Join(errs, fmt.Errorf("removing a program of slot %d: %w", slot, err))
 			}

@@ -30,7 +30,7 @@ func (p *PodProgram) ReadKernel() (*KernelProgram, error) {
 	return &KernelProgram{prog.Type(), stats.RunCount, stats.Runtime}, nil
 }
 
-// CheckTailCalls tells whether this kernel can run XDP programs of others: nil, or ErrUnsupported.
+// CheckTailCalls tells whether this kernel can run user XDP programs: nil, or ErrUnsupported.
 func CheckTailCalls() error {
 	if !probeTailCalls() {
 		return fmt.Errorf("%w: the kernel lets no function of a program make tail calls (x86-64: 5.10, arm64: 6.0)",

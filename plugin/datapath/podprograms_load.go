@@ -15,7 +15,7 @@ import (
 	"github.com/xdp-cni/xdp-cni/plugin/programs"
 )
 
-// loading is an attachment whose programs of others are being loaded.
+// loading is an attachment whose user programs are being loaded.
 type loading struct {
 	*attaching
 	notes *ebpf.Map
@@ -32,7 +32,7 @@ func (l *loading) close() {
 // loadPrograms loads the attachment's programs, pins them with their maps and enters them in its slot. Optional ones
 // that cannot be used are left out with a warning.
 func (a *attaching) loadPrograms(ctx context.Context) (err error) {
-	if len(a.programsOfOthers) == 0 {
+	if len(a.userPrograms) == 0 {
 		return nil
 	}
 	if err := os.Mkdir(filepath.Join(a.dir, pinPrograms), 0o700); err != nil {
@@ -49,7 +49,7 @@ func (a *attaching) loadPrograms(ctx context.Context) (err error) {
 		}
 	}
 	leftOut := false
-	for _, p := range a.programsOfOthers {
+	for _, p := range a.userPrograms {
 		err := l.load(ctx, p)
 		if err != nil && (!p.Optional || !errors.Is(err, ErrProgram)) {
 			return err
@@ -227,7 +227,7 @@ func fragsSuffix(frags bool) string {
 	return ""
 }
 
-// loadedProgram is an open program of others, and its maps by their pins.
+// loadedProgram is an open user program, and its maps by their pins.
 type loadedProgram struct {
 	program *ebpf.Program
 	maps    map[string]*ebpf.Map

@@ -14,7 +14,7 @@ import (
 // TestNodeMaps: a map pinned by name is told from one of the pod's own, also where the node has another of its name.
 func TestNodeMaps(t *testing.T) {
 	r := newRig(t, datapath.ModeGeneric, vethDefault)
-	r.opts.Programs = someProgramsOfOthers(t)
+	r.opts.Programs = someXDPPrograms(t)
 	r.mustAttach(r.opts)
 	defer r.mustDetach(r.opts)
 	list := r.podPrograms()

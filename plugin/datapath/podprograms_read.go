@@ -15,7 +15,7 @@ import (
 	"github.com/xdp-cni/xdp-cni/bpf"
 )
 
-// PodProgram is a program of others of an attachment.
+// PodProgram is a user program of an attachment.
 type PodProgram struct {
 	// Name is its directory's, Function that in the object, and Program what the configuration asked for.
 	Name, Function, Program string
@@ -37,7 +37,7 @@ type PodProgram struct {
 	Time  time.Duration
 }
 
-// ReadPrograms returns an attachment's programs of others, in the order in which they run; none if it has none.
+// ReadPrograms returns an attachment's user programs, in the order in which they run; none if it has none.
 func (d *Datapath) ReadPrograms(a Attachment) ([]PodProgram, error) {
 	list, err := readPrograms(a.dir)
 	if err != nil {
@@ -56,7 +56,7 @@ func readPrograms(dir string) ([]PodProgram, error) {
 	}
 	defer notes.Close()
 	var list []PodProgram
-	for place := range uint32(MaxPrograms) {
+	for place := range MaxPrograms {
 		var note bpf.DatapathProgramMeta
 		if err := notes.Lookup(place, &note); err != nil {
 			return nil, fmt.Errorf("reading map %s: %w", pinProgramsMeta, err)
@@ -160,7 +160,7 @@ func (n *node) checkPrograms(dir string, m *Meta, slot uint32, entry bpf.Datapat
 	return checkEntry(counters, slot, dir, pinProgramCounters)
 }
 
-// programCounts returns how many programs of others a slot's pod runs before the policy and after it.
+// programCounts returns how many user programs a slot's pod runs before the policy and after it.
 func programCounts(slot bpf.DatapathSlot) (before, after int) {
 	number := func(from bpf.DatapathSlotNumber) int {
 		return int(slot.Flags >> from & (1<<bpf.DatapathSlotNumberSLOT_BITS - 1))

@@ -15,7 +15,7 @@ import (
 	"github.com/xdp-cni/xdp-cni/bpf"
 )
 
-// In mode tcx the programs of others are tc programs with tcx links of their own, on both sides of the link of our
+// In mode tcx the user programs are tc programs with tcx links of their own, on both sides of the link of our
 // egress.
 
 // pinProgramLink is the link of a tc program, in the directory of its pins. No map has such a name: C has no dashes in
@@ -52,7 +52,7 @@ func (a *attaching) goesOnSuffix(p podProgram) string {
 // in front of our link, so each behind the one of before it; those after it directly behind that, or behind one
 // another. What others have attached stays where it is: our link was first.
 func (a *attaching) attachPrograms(context.Context) error {
-	if len(a.programsOfOthers) == 0 || a.Mode != ModeTCX {
+	if len(a.userPrograms) == 0 || a.Mode != ModeTCX {
 		return nil
 	}
 	list, err := readPrograms(a.dir)

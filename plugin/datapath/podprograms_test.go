@@ -25,7 +25,7 @@ func othersObject(t *testing.T) string {
 	return path
 }
 
-func someProgramsOfOthers(t *testing.T) []datapath.Program {
+func someXDPPrograms(t *testing.T) []datapath.Program {
 	object := othersObject(t)
 	return []datapath.Program{
 		{Object: object, Program: "third", After: true},
@@ -44,26 +44,26 @@ func (r *rig) podPrograms() []datapath.PodProgram {
 	return list
 }
 
-// TestProgramsOfOthers sends packets that end at each program with each verdict, and compares every counter.
-func TestProgramsOfOthers(t *testing.T) {
+// TestUserPrograms sends packets that end at each program with each verdict, and compares every counter.
+func TestUserPrograms(t *testing.T) {
 	for _, mode := range []datapath.Mode{datapath.ModeGeneric, datapath.ModeNative} {
 		for _, redirect := range []bool{false, true} {
 			name := mode.String()
 			if redirect {
 				name += " with redirect"
 			}
-			t.Run(name, func(t *testing.T) { testProgramsOfOthers(t, mode, redirect) })
+			t.Run(name, func(t *testing.T) { testUserPrograms(t, mode, redirect) })
 		}
 	}
 }
 
-func testProgramsOfOthers(t *testing.T, mode datapath.Mode, redirect bool) {
+func testUserPrograms(t *testing.T, mode datapath.Mode, redirect bool) {
 	r := newRig(t, mode, vethDefault, tests.WithoutIPv6())
 	if redirect {
 		r.opts.Redirect = someRedirect
 	}
 	before := r.world()
-	r.opts.Programs = someProgramsOfOthers(t)
+	r.opts.Programs = someXDPPrograms(t)
 	r.opts.Policy = mustPolicy(t, `{"antiSpoof": false, "default": {"egress": "allow", "ingress": "allow"},
 		"rules": [{"name": "no", "direction": "egress", "action": "deny", "protocol": "udp", "ports": ["7021"]}]}`)
 	r.mustAttach(r.opts)
@@ -136,10 +136,10 @@ func testProgramsOfOthers(t *testing.T, mode datapath.Mode, redirect bool) {
 	r.expectUnchanged(before)
 }
 
-// TestProgramsOfOthersMaps: a map pinned by name is the node's, another each pod's; a program without maps is loaded once.
-func TestProgramsOfOthersMaps(t *testing.T) {
+// TestUserProgramsMaps: a map pinned by name is the node's, another each pod's; a program without maps is loaded once.
+func TestUserProgramsMaps(t *testing.T) {
 	r := newRig(t, datapath.ModeGeneric, vethDefault)
-	r.opts.Programs = someProgramsOfOthers(t)
+	r.opts.Programs = someXDPPrograms(t)
 	_, _, other := r.newPod("other", datapath.ModeGeneric, vethDefault)
 	other.Programs = r.opts.Programs
 	_, _, plain := r.newPod("plain", datapath.ModeGeneric, vethDefault)
@@ -203,8 +203,8 @@ func TestProgramsOfOthersMaps(t *testing.T) {
 	}
 }
 
-// TestProgramsOfOthersRefused: each mistake is an error that says what it is, and nothing is left.
-func TestProgramsOfOthersRefused(t *testing.T) {
+// TestUserProgramsRefused: each mistake is an error that says what it is, and nothing is left.
+func TestUserProgramsRefused(t *testing.T) {
 	object := othersObject(t)
 	for _, c := range []struct {
 		name     string

@@ -275,7 +275,7 @@ func newVariantRig(t *testing.T, v variant, veth tests.VethOptions, options ...t
 		r.withRedirect(someRedirect)
 	}
 	if v.programs {
-		r.opts.Programs = someProgramsOfOthers(t)
+		r.opts.Programs = someXDPPrograms(t)
 		if v.mode == datapath.ModeTCX {
 			r.opts.Programs = someTCPrograms(t)
 		}

@@ -45,7 +45,7 @@ type podMaps struct {
 	peers  *ebpf.Map
 	flows  *ebpf.Map
 	policy *policyMaps
-	// programs are the counters of programs of others.
+	// programs are the counters of user programs.
 	programs *ebpf.Map
 }
 

@@ -101,6 +101,9 @@ func Mode(d *datapath.Datapath, c *conf.Config) (datapath.Mode, error) {
 	}
 }
 
+// The configuration allows as many programs as the datapath runs: else this does not compile.
+var _ [conf.MaxPrograms]struct{} = [datapath.MaxPrograms]struct{}{}
+
 // Programs returns a configuration's user programs.
 func Programs(c *conf.Config) []datapath.Program {
 	var list []datapath.Program

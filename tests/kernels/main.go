@@ -40,7 +40,7 @@ var short = map[string][]string{
 	"plugin/datapath": {
 		"^(TestAttachIsWhole|TestCheckClsact|TestNativeLimits|TestForeignXDPStays|TestForeignFilterStays|TestIngressQdisc|TestMemlock)$",
 		"^(TestPolicyBeforeHook|TestReplacePolicy|TestMixedNode|TestShapes)$",
-		"^TestProgramsOfOthers$/^(generic|native)$",
+		"^TestUserPrograms$/^(generic|native)$",
 	},
 	"plugin/podend":   {"^"},
 	"plugin/programs": {"^(TestLoad|TestTutorial)$"},

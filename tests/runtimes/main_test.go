@@ -83,17 +83,23 @@ func privateMounts() error {
 	if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
 		return fmt.Errorf("mount /proc: %w", err)
 	}
+	unmountAll(bpfDir)
 	for _, dir := range []string{"/var/lib/cni", "/run/netns", "/run/containerd", "/etc/cni/net.d", "/opt/cni/bin"} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
-		for unix.Unmount(dir, unix.MNT_DETACH) == nil { // one mount alone: containerd takes the first that it finds
-		}
+		unmountAll(dir)
 		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=0755"); err != nil {
 			return fmt.Errorf("mount a tmpfs on %s: %w", dir, err)
 		}
 	}
 	return nil
+}
+
+// unmountAll unmounts all that is mounted on a directory: of several mounts containerd takes the first that it finds.
+func unmountAll(dir string) {
+	for unix.Unmount(dir, unix.MNT_DETACH) == nil {
+	}
 }
 
 // programs are our own for these tests, built once.

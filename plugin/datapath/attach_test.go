@@ -57,9 +57,9 @@ func TestAttachIsWhole(t *testing.T) {
 // another pod.
 func TestEachStepFails(t *testing.T) {
 	eachVariant(t, func(t *testing.T, r *rig) {
-		steps := r.stepsOf(r.opts)
 		tryAll := func() {
-			for _, fail := range steps {
+			t.Helper()
+			for _, fail := range r.stepsOf(r.opts) { // fewer where another pod has loaded what is shared
 				before := r.world()
 				err := r.attach(r.opts, func(o *datapath.Options) {
 					o.BeforeStep = func(step string) error {

@@ -30,7 +30,11 @@ func (d *Datapath) Check(ctx context.Context, opts AttachOptions) error {
 	if err := compareMeta(m, opts); err != nil {
 		return err
 	}
-	if err := comparePrograms(dir, opts.Programs); err != nil {
+	programs, err := readPrograms(dir)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrCheck, err)
+	}
+	if err := comparePrograms(programs, opts.Programs); err != nil {
 		return err
 	}
 	if m.has(bpf.DatapathPodFlagPOD_REDIRECT) {
@@ -40,7 +44,7 @@ func (d *Datapath) Check(ctx context.Context, opts AttachOptions) error {
 			return err
 		}
 	}
-	return d.checkIntact(dir, m, opts.Peers > 0, opts.Policy != nil)
+	return d.checkIntact(dir, m, programs, opts.Peers > 0, opts.Policy != nil)
 }
 
 func compareMeta(m *Meta, opts AttachOptions) error {
@@ -70,9 +74,9 @@ func compareMeta(m *Meta, opts AttachOptions) error {
 	return nil
 }
 
-// checkIntact checks the pins, the node's entries and the hooks of an attachment. One that need not have
-// a filter may have got one later.
-func (d *Datapath) checkIntact(dir string, m *Meta, peers, filter bool) error {
+// checkIntact checks the pins, the node's entries and the hooks of an attachment with these user programs. One that need
+// not have a filter may have got one later.
+func (d *Datapath) checkIntact(dir string, m *Meta, programs []PodProgram, peers, filter bool) error {
 	n, err := openNode(d.Root.Node())
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrCheck, err)
@@ -104,15 +108,15 @@ func (d *Datapath) checkIntact(dir string, m *Meta, peers, filter bool) error {
 	if err := n.checkFilter(dir, m, filter); err != nil {
 		return err
 	}
-	if err := n.checkPrograms(dir, m, slot, entry); err != nil {
+	host, err := netlink.LinkByIndex(m.HostIndex)
+	if err != nil {
+		return fmt.Errorf("%w: host interface %s: %w", ErrCheck, m.HostName, err)
+	}
+	if err := n.checkPrograms(dir, m, programs, slot, entry); err != nil {
 		return err
 	}
 	if err := d.checkRedirect(n, dir, m, slot, entry); err != nil {
 		return err
-	}
-	host, err := netlink.LinkByIndex(m.HostIndex)
-	if err != nil {
-		return fmt.Errorf("%w: host interface %s: %w", ErrCheck, m.HostName, err)
 	}
 	if m.Mode == ModeNative {
 		on, err := ethtool.GRO(host.Attrs().Name)

@@ -60,6 +60,15 @@ func (h hook) isOurs(id ebpf.ProgramID, m *Meta) (bool, error) {
 	if id == h.programID(m) {
 		return true, nil
 	}
+	function := h.bare(false).function
+	if h.isXDP() && m.has(bpf.DatapathPodFlagPOD_PROGRAMS) {
+		function = bpf.DatapathProgXdpEgressPrograms
+	}
+	return isFunction(id, function)
+}
+
+// isFunction tells whether a program is this function of ours by what it says of itself, of any release.
+func isFunction(id ebpf.ProgramID, function string) (bool, error) {
 	prog, err := ebpf.NewProgramFromID(id)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
@@ -75,10 +84,6 @@ func (h hook) isOurs(id ebpf.ProgramID, m *Meta) (bool, error) {
 	info, err := prog.Info()
 	if err != nil {
 		return false, fmt.Errorf("reading program %d: %w", id, err)
-	}
-	function := h.bare(false).function
-	if h.isXDP() && m.has(bpf.DatapathPodFlagPOD_PROGRAMS) {
-		function = bpf.DatapathProgXdpEgressPrograms
 	}
 	return notes.digest != "" && info.Name == function[:min(len(function), maxObjectName)], nil
 }

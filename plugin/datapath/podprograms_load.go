@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/xdp-cni/xdp-cni/bpf"
+	"github.com/xdp-cni/xdp-cni/internal/pins"
 	"github.com/xdp-cni/xdp-cni/plugin/programs"
 )
 
@@ -95,8 +96,9 @@ func (l *loading) load(ctx context.Context, p podProgram) error {
 	defer loaded.close()
 	shared := map[string]*ebpf.Map{} // by name in the object
 	shareable := p.picked.Shareable()
-	// What is the node's is made, found and removed under its lock. What is only the attachment's is not verified
-	// under it: that takes up to a second, for which all other ADDs would wait.
+	// What is the node's is made, found and removed under its lock. No program is verified under it: that takes up to
+	// a second, for which all other ADDs would wait.
+	found := false
 	err := l.locked(ctx, func() (err error) {
 		for _, m := range p.picked.Maps() {
 			if !m.Shared {
@@ -111,13 +113,14 @@ func (l *loading) load(ctx context.Context, p podProgram) error {
 		if err := loaded.pinMaps(dir); err != nil || !shareable {
 			return err
 		}
-		// pinned under the lock too, or it would have no user yet for a DEL that looks for unused ones
-		if err := l.loadShared(p, loaded, shared); err != nil {
-			return err
-		}
-		return loaded.pin(dir)
+		found, err = l.takeShared(p, loaded, dir)
+		return err
 	})
-	if err == nil && !shareable {
+	switch {
+	case err != nil || found:
+	case shareable:
+		err = l.loadShared(ctx, p, loaded, shared, dir)
+	default:
 		if err = l.loadOwn(p, loaded, shared); err == nil {
 			err = loaded.pin(dir)
 		}
@@ -136,25 +139,76 @@ func (l *loading) load(ctx context.Context, p podProgram) error {
 
 func (l *loading) frags() bool { return l.callsPrograms() && l.composition.frags }
 
-// loadShared loads a program that serves all pods, or opens what another attachment loaded. The caller holds the node's
-// lock.
-func (l *loading) loadShared(p podProgram, to *loadedProgram, shared map[string]*ebpf.Map) error {
+// sharedDir is where the node has a program that serves all pods.
+func (l *loading) sharedDir(p podProgram) string {
 	name := fmt.Sprintf("%x-%s", p.picked.Object.Digest[:16], p.picked.Function)
-	dir := filepath.Join(l.node.dir, pinPrograms, name+fragsSuffix(l.frags())+l.goesOnSuffix(p))
-	err := to.open(dir)
-	if !errors.Is(err, fs.ErrNotExist) {
+	return filepath.Join(l.node.dir, pinPrograms, name+fragsSuffix(l.frags())+l.goesOnSuffix(p))
+}
+
+// takeShared opens what another attachment loaded and shares, and pins it in a directory of this one: false if there is
+// none. The caller holds the node's lock: a DEL that looks for what nobody uses comes before or after.
+func (l *loading) takeShared(p podProgram, to *loadedProgram, dir string) (bool, error) {
+	err := to.open(l.sharedDir(p))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, to.pin(dir)
+}
+
+// loadShared loads a program that is to serve all pods, and pins it for them and for this one. Of attachments that come
+// at once with the same program one loads it, and the others wait for that one, not for the node's lock.
+func (l *loading) loadShared(ctx context.Context, p podProgram, to *loadedProgram, shared map[string]*ebpf.Map, dir string) error {
+	lock, err := l.lockShared(ctx, p)
+	if err != nil {
 		return err
 	}
-	if err := os.RemoveAll(dir); err != nil { // what a killed process left
-		return fmt.Errorf("removing %s: %w", dir, err)
+	defer lock.Unlock()
+	found := false
+	err = l.locked(ctx, func() (err error) {
+		found, err = l.takeShared(p, to, dir)
+		return err
+	})
+	if err != nil || found {
+		return err
 	}
 	if err := l.loadOwn(p, to, shared); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("making %s: %w", dir, err)
+	if err := l.attaching.before("sharing program " + p.name); err != nil {
+		return err
 	}
-	return to.pin(dir)
+	return l.locked(ctx, func() error {
+		node := l.sharedDir(p)
+		left, _ := filepath.Glob(filepath.Join(node, "*")) // the pattern is well formed
+		for _, pin := range left {
+			if err := os.Remove(pin); err != nil { // of a process that was killed while it pinned
+				return fmt.Errorf("removing what was left of it: %w", err)
+			}
+		}
+		if err := to.pin(node); err != nil {
+			return err
+		}
+		return to.pin(dir)
+	})
+}
+
+// lockShared takes the lock of a program that is not loaded yet: that of its directory, which it makes.
+func (l *loading) lockShared(ctx context.Context, p podProgram) (*pins.Lock, error) {
+	dir := l.sharedDir(p)
+	for {
+		err := l.locked(ctx, func() error { return os.MkdirAll(dir, 0o700) })
+		if err != nil {
+			return nil, fmt.Errorf("making %s: %w", dir, err)
+		}
+		lock, err := pins.LockDir(ctx, dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // a DEL found it empty before it was locked
+		}
+		return lock, err
+	}
 }
 
 // loadOwn loads a program: ErrProgram if it cannot.

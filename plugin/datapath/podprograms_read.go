@@ -13,6 +13,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/xdp-cni/xdp-cni/bpf"
+	"github.com/xdp-cni/xdp-cni/internal/pins"
 )
 
 // PodProgram is a user program of an attachment.
@@ -110,19 +111,19 @@ func (p *PodProgram) readRuns(dir string, place uint32) error {
 	return nil
 }
 
-// checkPrograms checks that the attachment runs the programs that it was made with, and that they are those asked for,
-// but for optional ones.
-func (n *node) checkPrograms(dir string, m *Meta, slot uint32, entry bpf.DatapathSlot) error {
+// checkPrograms checks that the attachment runs the programs that it was made with, and that their pins are there.
+func (n *node) checkPrograms(dir string, m *Meta, list []PodProgram, slot uint32, entry bpf.DatapathSlot) error {
 	if !m.has(bpf.DatapathPodFlagPOD_PROGRAMS) {
 		return nil
-	}
-	list, err := readPrograms(dir)
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrCheck, err)
 	}
 	before, after := programCounts(entry)
 	if have := before + after; have != len(list) {
 		return fmt.Errorf("%w: it runs %d programs, and was made with %d", ErrCheck, have, len(list))
+	}
+	for _, p := range list {
+		if err := p.checkPins(filepath.Join(dir, pinPrograms, p.Name)); err != nil {
+			return err
+		}
 	}
 	if m.Mode == ModeTCX {
 		return checkTCPrograms(dir, m, list)
@@ -139,18 +140,20 @@ func (n *node) checkPrograms(dir string, m *Meta, slot uint32, entry bpf.Datapat
 	}
 	defer all.Close()
 	for place, p := range list {
-		var id ebpf.ProgramID
-		err := all.Lookup(slot*MaxPrograms+uint32(place), &id)
-		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("reading the node's map %s: %w", pin, err)
+		id, err := programAt(all, slot*MaxPrograms+uint32(place))
+		if err != nil {
+			return err
 		}
 		if id != p.ID {
 			return fmt.Errorf("%w: in the place of program %s (%d) runs program %d", ErrCheck, p.Name, p.ID, id)
 		}
 	}
-	var judge ebpf.ProgramID
-	if err := all.Lookup(egress.judgeIndex(), &judge); err != nil {
-		return fmt.Errorf("%w: the policy is not there to be called: %w", ErrCheck, err)
+	judge, err := programAt(all, egress.judgeIndex())
+	if err != nil {
+		return err
+	}
+	if err := n.checkJudge(egress, judge); err != nil {
+		return err
 	}
 	counters, err := n.open(bpf.DatapathMapPodProgramCounters)
 	if err != nil {
@@ -158,6 +161,66 @@ func (n *node) checkPrograms(dir string, m *Meta, slot uint32, entry bpf.Datapat
 	}
 	defer counters.Close()
 	return checkEntry(counters, slot, dir, pinProgramCounters)
+}
+
+// programAt returns the ID of a program in a map of programs: 0 if there is none.
+func programAt(all *ebpf.Map, index uint32) (id ebpf.ProgramID, err error) {
+	if err := all.Lookup(index, &id); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return 0, fmt.Errorf("reading place %d of the programs that are called: %w", index, err)
+	}
+	return id, nil
+}
+
+// checkJudge checks that the policy that a composition calls is the pinned one, or that of another release: an upgrade
+// enters it, and pins it then.
+func (n *node) checkJudge(calling composition, id ebpf.ProgramID) error {
+	judge, _ := calling.judge()
+	pinned, err := pinnedProgramID(filepath.Join(n.dir, judge.pin()))
+	if err != nil {
+		return fmt.Errorf("%w: the policy that is called: %w", ErrCheck, err)
+	}
+	if id == pinned {
+		return nil
+	}
+	ours, err := isFunction(id, judge.function)
+	if err != nil {
+		return err
+	}
+	if !ours {
+		return fmt.Errorf("%w: the policy that is called is program %d, pinned is program %d", ErrCheck, id, pinned)
+	}
+	return nil
+}
+
+// checkPins checks that the program and all maps that it uses are pinned in the directory.
+func (p *PodProgram) checkPins(dir string) error {
+	prog, err := ebpf.LoadPinnedProgram(filepath.Join(dir, pinProgram), nil)
+	if err != nil {
+		return fmt.Errorf("%w: program %s: %w", ErrCheck, p.Name, err)
+	}
+	defer prog.Close()
+	info, err := prog.Info()
+	if err != nil {
+		return fmt.Errorf("reading program %s: %w", p.Name, err)
+	}
+	if id, _ := info.ID(); id != p.ID {
+		return fmt.Errorf("%w: program %s is pinned as %d, and was loaded as %d", ErrCheck, p.Name, id, p.ID)
+	}
+	pinned := map[ebpf.MapID]bool{}
+	for _, path := range p.Maps {
+		id, err := pinnedMapID(path)
+		if err != nil {
+			return fmt.Errorf("%w: program %s: %w", ErrCheck, p.Name, err)
+		}
+		pinned[id] = true
+	}
+	used, _ := info.MapIDs()
+	for _, id := range used {
+		if !pinned[id] {
+			return fmt.Errorf("%w: map %d of program %s is not pinned", ErrCheck, id, p.Name)
+		}
+	}
+	return nil
 }
 
 // programCounts returns how many user programs a slot's pod runs before the policy and after it.
@@ -168,12 +231,9 @@ func programCounts(slot bpf.DatapathSlot) (before, after int) {
 	return number(bpf.DatapathSlotNumberSLOT_BEFORE), number(bpf.DatapathSlotNumberSLOT_AFTER)
 }
 
-// comparePrograms compares what an attachment was made with and what is asked for now; optional ones may be missing.
-func comparePrograms(dir string, wanted []Program) error {
-	list, err := readPrograms(dir)
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrCheck, err)
-	}
+// comparePrograms compares the programs that an attachment was made with and those asked for now; optional ones may be
+// missing.
+func comparePrograms(list []PodProgram, wanted []Program) error {
 	// in the order in which they run
 	wanted = slices.Clone(wanted)
 	slices.SortStableFunc(wanted, func(a, b Program) int { return int(flag(a.After)) - int(flag(b.After)) })
@@ -240,9 +300,15 @@ func (d *Datapath) pruneShared(n *node) error {
 			errs = errors.Join(errs, err)
 			continue
 		}
-		if err != nil || !programs[id] {
-			errs = errors.Join(errs, os.RemoveAll(dir))
+		if err == nil && programs[id] {
+			continue
 		}
+		lock, err := tryLockDir(dir)
+		if errors.Is(err, pins.ErrBusy) {
+			continue // it is being loaded
+		}
+		errs = errors.Join(errs, err, os.RemoveAll(dir))
+		lock.Unlock()
 	}
 	for _, path := range sharedMaps {
 		name := filepath.Base(path)

@@ -35,7 +35,7 @@ func haveTCX(t *testing.T) bool {
 
 // soon waits until it is so, and tells whether it is.
 func soon(is func() bool) bool {
-	for deadline := time.Now().Add(2 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(tests.Patience(2 * time.Second)); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		if is() {
 			return true
 		}

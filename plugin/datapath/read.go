@@ -47,8 +47,12 @@ func (d *Datapath) List() ([]Attachment, error) {
 
 // Verify returns nil if the attachment is intact, else ErrCheck with what is wrong.
 func (d *Datapath) Verify(a Attachment) error {
-	_, err := os.Stat(filepath.Join(a.dir, pinPeers))
-	return d.checkIntact(a.dir, a.Meta, err == nil, false)
+	programs, err := readPrograms(a.dir)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrCheck, err)
+	}
+	_, err = os.Stat(filepath.Join(a.dir, pinPeers))
+	return d.checkIntact(a.dir, a.Meta, programs, err == nil, false)
 }
 
 // Counter counts packets as they would be on a wire, as far as the hook knows, and bytes of frames.

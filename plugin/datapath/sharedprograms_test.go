@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,14 +17,15 @@ import (
 )
 
 // atOnce does something with each attachment at the same time.
-func (r *rig) atOnce(list []datapath.AttachOptions, fn func(*datapath.Datapath, datapath.AttachOptions) error) {
+func (r *rig) atOnce(list []datapath.AttachOptions, fn func(*datapath.Datapath, datapath.AttachOptions) error,
+	change ...func(*datapath.Options)) {
 	r.t.Helper()
-	patient := func(o *datapath.Options) { o.LockTimeout = time.Minute }
+	change = append(change, func(o *datapath.Options) { o.LockTimeout = time.Minute })
 	errs := make([]error, len(list))
 	var all sync.WaitGroup
 	for i, opts := range list {
 		all.Go(func() {
-			errs[i] = r.do(func(d *datapath.Datapath) error { return fn(d, opts) }, patient)
+			errs[i] = r.do(func(d *datapath.Datapath) error { return fn(d, opts) }, change...)
 		})
 	}
 	all.Wait()
@@ -51,9 +53,20 @@ func TestProgramsLoadedOnce(t *testing.T) {
 				}
 			}
 			late := list[pods]
+			var loads atomic.Int32
 			r.atOnce(list[:pods], func(d *datapath.Datapath, o datapath.AttachOptions) error {
 				return d.Attach(context.Background(), o)
+			}, func(o *datapath.Options) {
+				o.BeforeStep = func(step string) error {
+					if step == stepSharing {
+						loads.Add(1)
+					}
+					return nil
+				}
 			})
+			if n := loads.Load(); n != 1 {
+				t.Errorf("the program without maps was loaded %d times", n)
+			}
 			r.mustAttach(late)
 			shared, own := map[ebpf.ProgramID]bool{}, map[ebpf.ProgramID]bool{}
 			for _, opts := range list {
@@ -83,6 +96,49 @@ func TestProgramsLoadedOnce(t *testing.T) {
 			r.expectUnchanged(before)
 		})
 	}
+}
+
+// stepSharing comes when the program "second" is loaded, and the node does not have it yet.
+const stepSharing = "sharing program second"
+
+// TestSharingWithoutTheLock: while a program is loaded for all, other attachments come and go, and what they remove of
+// what nobody uses is not what is being loaded.
+func TestSharingWithoutTheLock(t *testing.T) {
+	r := newRig(t, datapath.ModeGeneric, vethDefault)
+	before := r.world()
+	programs := []datapath.Program{{Object: othersObject(t), Program: "second"}}
+	r.opts.Programs = programs
+	_, _, other := r.newPod("other", datapath.ModeGeneric, vethDefault)
+	// with a program of its own, its DEL looks for what nobody uses
+	other.Programs = []datapath.Program{{Object: othersObject(t), Program: "first"}}
+	came := false
+	err := r.attach(r.opts, func(o *datapath.Options) {
+		o.BeforeStep = func(step string) error {
+			if step == stepSharing {
+				came = true
+				return errors.Join(r.attach(other), r.check(other), r.detach(other))
+			}
+			return nil
+		}
+	})
+	if err != nil || !came {
+		t.Fatalf("attach: %v, came to %q: %v", err, stepSharing, came)
+	}
+	if err := r.check(r.opts); err != nil {
+		t.Error(err)
+	}
+	id := r.podPrograms()[0].ID
+	other.Programs = programs
+	r.mustAttach(other)
+	mine := r.opts
+	r.opts = other
+	if got := r.podPrograms()[0].ID; got != id {
+		t.Errorf("the other pod has program %d, want %d", got, id)
+	}
+	r.opts = mine
+	r.mustDetach(other)
+	r.mustDetach(r.opts)
+	r.expectUnchanged(before)
 }
 
 // TestOneProgramRefused: what was loaded before one that cannot be goes again; if that one is optional, the others run

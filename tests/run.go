@@ -33,7 +33,7 @@ func (n *Node) Command(ctx context.Context, path, command string, pod *Pod, stdi
 		cmd.Env = append(cmd.Env, "CNI_CONTAINERID="+pod.ContainerID, "CNI_NETNS="+pod.NetNS(), "CNI_IFNAME="+pod.IfName)
 	}
 	cmd.Env = append(cmd.Env, env...)
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = Patience(time.Second)
 	return cmd
 }
 
@@ -45,7 +45,7 @@ func (n *Node) RunPlugin(ctx context.Context, command string, pod *Pod, stdin st
 // RunXdpctl runs xdpctl on the node, on the node's bpffs.
 func (n *Node) RunXdpctl(ctx context.Context, args ...string) (Output, error) {
 	cmd := exec.CommandContext(ctx, n.Binaries.Xdpctl(), append([]string{"--bpffs", n.BPFFS}, args...)...)
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = Patience(time.Second)
 	return n.Run(cmd)
 }
 

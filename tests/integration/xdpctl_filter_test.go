@@ -432,7 +432,7 @@ func TestApplyKilled(t *testing.T) {
 	}
 	command := func(i int) *exec.Cmd {
 		cmd := exec.CommandContext(t.Context(), n.Binaries.Xdpctl(), "--bpffs", n.BPFFS, "filter", "apply", client.ContainerID, "-f", filters[i])
-		cmd.WaitDelay = time.Second
+		cmd.WaitDelay = tests.Patience(time.Second)
 		return cmd
 	}
 	random := rand.New(rand.NewPCG(9, 10))

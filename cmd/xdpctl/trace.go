@@ -156,11 +156,7 @@ func (t *tracing) begin() error {
 		Flows: []flowReport{}, Filters: []filterSays{}, Notes: []string{},
 	}
 	if p.isICMP() {
-		request := uint8(8)
-		if p.destination.Addr().Is6() {
-			request = 128
-		}
-		t.report.Packet.ICMP = icmpText(&conf.ICMP{Type: request, Code: new(uint8)})
+		t.report.Packet.ICMP = icmpText(p.echo())
 	}
 	return nil
 }

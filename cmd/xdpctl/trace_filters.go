@@ -74,11 +74,7 @@ func (t *tracing) askFilter(a datapath.Attachment, direction conf.Direction) (*f
 	}
 	if t.packet.isICMP() {
 		p.local.hasPort, p.remote.hasPort = false, false
-		request := uint8(8)
-		if t.packet.destination.Addr().Is6() {
-			request = 128
-		}
-		p.icmp = &conf.ICMP{Type: request, Code: new(uint8)}
+		p.icmp = t.packet.echo()
 	}
 	pod := subjectPod{known: true, addresses: addressesOf(a)}
 	copy(pod.mac[:], a.Meta.PodMAC)

@@ -89,6 +89,12 @@ func (p *traced) isICMP() bool {
 	return p.protocol == uint8(conf.ProtocolICMP) || p.protocol == uint8(conf.ProtocolICMPv6)
 }
 
+// echo is the type and code of an ICMP packet: those of an echo request.
+func (p *traced) echo() *conf.ICMP {
+	request, _ := (&packet{protocol: p.protocol}).echoTypes()
+	return &conf.ICMP{Type: request, Code: new(uint8)}
+}
+
 // probe is the packet as the pod's own stack would send it.
 func (t *tracing) probe() datapath.Packet {
 	p := datapath.Packet{Source: t.packet.source, Destination: t.packet.destination, Protocol: t.packet.protocol, Hops: 64}

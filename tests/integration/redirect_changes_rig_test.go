@@ -199,24 +199,18 @@ func (i *incarnation) detach() {
 func (i *incarnation) remove() {
 	i.t.Helper()
 	i.stop()
-	i.must(i.Do(func() error {
-		host, err := netlink.LinkByIndex(i.veth.HostIndex)
-		if err != nil {
-			return err
-		}
-		return netlink.LinkDel(host)
-	}))
+	i.onHost(netlink.LinkDel)
 	i.must(i.pod.Close())
 }
 
-// setHost sets the host end up or down.
-func (i *incarnation) setHost(set func(netlink.Link) error) {
+// onHost does something to the host end.
+func (i *incarnation) onHost(f func(host netlink.Link) error) {
 	i.t.Helper()
 	i.must(i.Do(func() error {
 		host, err := netlink.LinkByIndex(i.veth.HostIndex)
 		if err != nil {
 			return err
 		}
-		return set(host)
+		return f(host)
 	}))
 }

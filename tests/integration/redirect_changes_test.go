@@ -71,7 +71,7 @@ var changes = []struct {
 		return again
 	}},
 	{"its container there still, and its interface down", func(client, old *incarnation, host byte) *incarnation {
-		old.setHost(netlink.LinkSetDown)
+		old.onHost(netlink.LinkSetDown)
 		again := old.again(client, host, tests.VethOptions{PodMAC: old.veth.PodMAC})
 		old.detach()
 		old.remove()
@@ -79,9 +79,9 @@ var changes = []struct {
 		return again
 	}},
 	{"its interface down and up", func(client, old *incarnation, _ byte) *incarnation {
-		old.setHost(netlink.LinkSetDown)
+		old.onHost(netlink.LinkSetDown)
 		time.Sleep(5 * time.Millisecond)
-		old.setHost(netlink.LinkSetUp)
+		old.onHost(netlink.LinkSetUp)
 		if old.shape != "bridge" { // the routes went with it
 			old.must(old.Do(func() error {
 				for f := range old.addresses {

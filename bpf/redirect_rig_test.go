@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 
@@ -116,6 +118,16 @@ func (n *node) by(h hook) *node {
 	return &other
 }
 
+// eachNode runs a test for every program by which a pod sends.
+func eachNode(t *testing.T, test func(t *testing.T, n *node)) {
+	for _, n := range newNodes(t) {
+		t.Run(n.hook.name, func(t *testing.T) {
+			n.reset(t)
+			test(t, n)
+		})
+	}
+}
+
 // reset enters the pods as they are at first, on one bridge and of one network, and forgets all flows.
 func (n *node) reset(t testing.TB) {
 	t.Helper()
@@ -189,6 +201,13 @@ func clearMap[K, V any](t testing.TB, m *ebpf.Map) {
 		if err := m.Delete(&key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			t.Fatal(err)
 		}
+	}
+}
+
+func remove(t testing.TB, m *ebpf.Map, key any) {
+	t.Helper()
+	if err := m.Delete(key); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -486,6 +505,48 @@ func (c talk) String() string {
 		packets.ProtocolICMPv6: "ICMP"}[c.protocol] + []string{" IPv4", " IPv6"}[c.family]
 }
 
+// eachTalk runs a test for every protocol and family between two pods, on a bridge and routed.
+func eachTalk(t *testing.T, test func(t *testing.T, c talk)) {
+	eachNode(t, func(t *testing.T, n *node) {
+		for _, routed := range []bool{false, true} {
+			for _, protocol := range []uint8{packets.ProtocolTCP, packets.ProtocolUDP, packets.ProtocolICMP} {
+				for family := range 2 {
+					c := n.newTalk(protocol, family)
+					t.Run(fmt.Sprintf("%v routed %v", c, routed), func(t *testing.T) {
+						n.reset(t)
+						if routed {
+							n.routed(t)
+						}
+						test(t, c)
+					})
+				}
+			}
+		}
+	})
+}
+
+// someTalks is eachTalk with fewer of them, for what depends on less and takes long.
+func someTalks(t *testing.T, test func(t *testing.T, c talk)) {
+	eachTalk(t, func(t *testing.T, c talk) {
+		routed := c.client.endpoint.Segment == 0
+		switch c.protocol {
+		case packets.ProtocolTCP:
+			if !routed {
+				return
+			}
+		case packets.ProtocolUDP:
+			if routed || c.family == 1 {
+				return
+			}
+		default:
+			if routed || c.family == 0 {
+				return
+			}
+		}
+		test(t, c)
+	})
+}
+
 // ask is a packet of the client, answer one of the server.
 func (c talk) ask() segment {
 	s := segment{
@@ -620,6 +681,31 @@ func (c talk) knows(t testing.TB, want *known) {
 	if got != w {
 		t.Errorf("known of the flow:\n%+v, want\n%+v", got, w)
 	}
+}
+
+// restore makes the counts of both ends equal again, as if what was lost had come.
+func (c talk) restore(t testing.TB) {
+	t.Helper()
+	c.change(t, func(flow *bpf.DatapathDirectFlow) { flow.Delivered = flow.Sent })
+}
+
+// change changes what is known of the flow.
+func (c talk) change(t testing.TB, change func(*bpf.DatapathDirectFlow)) {
+	t.Helper()
+	key, _ := c.key()
+	var flow bpf.DatapathDirectFlow
+	if err := c.DirectFlows.Lookup(&key, &flow); err != nil {
+		t.Fatal(err)
+	}
+	change(&flow)
+	put(t, c.DirectFlows, key, flow)
+}
+
+// age makes what is known of the flow older.
+func (c talk) age(t testing.TB, by time.Duration) {
+	t.Helper()
+	// before boot perhaps, which is as good
+	c.change(t, func(flow *bpf.DatapathDirectFlow) { flow.Seen -= uint64(by) })
 }
 
 func or(value, other uint64) uint64 {

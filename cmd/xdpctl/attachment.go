@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -75,6 +76,23 @@ func shortID(containerID string) string {
 func labelOf(a datapath.Attachment) string {
 	converted := newAttachment(a.Meta)
 	return converted.label()
+}
+
+func addressesOf(a datapath.Attachment) []netip.Addr {
+	var addresses []netip.Addr
+	for _, prefix := range a.Meta.Addresses {
+		addresses = append(addresses, prefix.Addr())
+	}
+	return addresses
+}
+
+// networksOf returns the prefixes that a pod's addresses are in.
+func networksOf(a datapath.Attachment) []netip.Prefix {
+	var prefixes []netip.Prefix
+	for _, address := range a.Meta.Addresses {
+		prefixes = append(prefixes, address.Masked())
+	}
+	return prefixes
 }
 
 func sortAttachments(attachments []datapath.Attachment) {

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -226,6 +227,13 @@ func (r *rig) expectUnchanged(before world) {
 	expectSame(r.t, "the entries for redirect", before.direct, r.directEntries())
 	if err := tests.WaitNoNew(context.Background(), before.objects, settle); err != nil {
 		r.t.Error(err)
+	}
+}
+
+func expectSame[T any](t *testing.T, what string, before, after T) {
+	t.Helper()
+	if !reflect.DeepEqual(before, after) {
+		t.Errorf("%s: was\n  %+v\nand is\n  %+v", what, before, after)
 	}
 }
 

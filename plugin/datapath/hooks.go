@@ -85,7 +85,9 @@ func isFunction(id ebpf.ProgramID, function string) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("reading program %d: %w", id, err)
 	}
-	return notes.digest != "" && info.Name == function[:min(len(function), maxObjectName)], nil
+	// of a longer name the kernel keeps the beginning, and cilium/ebpf finds the rest in BTF where it may read that
+	kept := function[:min(len(function), maxObjectName)]
+	return notes.digest != "" && (info.Name == function || info.Name == kept), nil
 }
 
 // attachLink attaches the program by a link, which lives as long as it is open or pinned.

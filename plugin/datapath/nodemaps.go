@@ -140,7 +140,7 @@ func (n *node) hasPin(pin string) bool {
 	return err == nil
 }
 
-// maxObjectName is how much of a map's name the kernel keeps (BPF_OBJ_NAME_LEN, less the NUL).
+// maxObjectName is how much of the name of a map or program the kernel keeps (BPF_OBJ_NAME_LEN, less the NUL).
 const maxObjectName = 15
 
 // mapNames returns the names of the maps that the node's programs use.

@@ -243,6 +243,41 @@ func TestUpgradeFailsOrDies(t *testing.T) {
 	}
 }
 
+// TestUpgradeDiesTwice: an upgrade dies when it has swapped a program and not noted that, and the one back before it swaps:
+// what runs then is neither what is noted nor what is pinned, and CHECK knows it as ours by what it says of itself.
+func TestUpgradeDiesTwice(t *testing.T) {
+	for _, v := range variants(t) {
+		if v.features != nil || v.filter && !v.redirect {
+			continue
+		}
+		t.Run(v.name, func(t *testing.T) {
+			r := newUpgradeRig(t, v)
+			before := r.world()
+			r.mustAttach(r.opts)
+			for _, link := range []string{"egress_link", "ingress_link"} {
+				if link == "egress_link" && v.mode == datapath.ModeTCX && !kernel().TCX {
+					continue
+				}
+				of := link + " of " + pins.ID(r.opts.ContainerID, r.opts.IfName)
+				for _, dies := range []struct{ release, step string }{
+					{releaseNext, "noting " + of}, {releaseSame, "swapping " + of},
+				} {
+					r.as(dies.release, func() { r.runKilled(child{Options: r.opts, Upgrade: true}, dies.step) })
+				}
+				if err := r.check(r.opts); err != nil {
+					t.Errorf("check of %s: %v", link, err)
+				}
+				r.mustUpgrade(releaseSame)
+				if err := r.check(r.opts); err != nil {
+					t.Errorf("check after an upgrade: %v", err)
+				}
+			}
+			r.mustDetach(r.opts)
+			r.expectUnchanged(before)
+		})
+	}
+}
+
 // TestUpgradeLayout: what another release would read wrongly is refused, and nothing changed, by upgrade and ADD. DEL
 // works, and when no pod is left the release has the node.
 func TestUpgradeLayout(t *testing.T) {

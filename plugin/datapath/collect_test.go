@@ -8,6 +8,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 
@@ -157,4 +158,48 @@ func TestCollectLeavesWhatLives(t *testing.T) {
 			t.Errorf("the host end was %+v and is %+v", before, after)
 		}
 	})
+}
+
+// TestCollectShared: GC removes shared programs and maps of the node that a process which died has left, and not those
+// that a pod uses.
+func TestCollectShared(t *testing.T) {
+	r := newRig(t, datapath.ModeGeneric, vethDefault)
+	_, _, stays := r.newPod("stays", datapath.ModeGeneric, vethDefault)
+	stays.Programs = []datapath.Program{{Object: othersObject(t), Program: "third"}}
+	r.mustAttach(stays)
+	r.opts.Programs = []datapath.Program{{Object: othersObject(t), Program: "second"}, {Object: othersObject(t), Program: "first"}}
+	r.mustAttach(r.opts)
+	r.mustDetach(r.opts) // the directories stay as long as the node has pods
+	before := r.world()
+	r.mustAttach(r.opts)
+	node := pins.NewRoot(r.node.BPFFS).Node()
+	found, err := filepath.Glob(filepath.Join(node, "programs", "*-second", "the-program"))
+	if err != nil || len(found) != 1 {
+		t.Fatalf("pins of the shared program: %v, %v", found, err)
+	}
+	prog, err := ebpf.LoadPinnedProgram(found[0], nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shared := filepath.Join(node, "program_maps", "all_seen")
+	m, err := ebpf.LoadPinnedMap(shared, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.mustDetach(r.opts)
+	// as if it had died before it removed them
+	err = errors.Join(os.MkdirAll(filepath.Dir(found[0]), 0o700), prog.Pin(found[0]), os.MkdirAll(filepath.Dir(shared), 0o700), m.Pin(shared))
+	err = errors.Join(err, prog.Close(), m.Close())
+	if err != nil {
+		t.Fatal(err)
+	}
+	valid := []datapath.Key{{ContainerID: stays.ContainerID, IfName: stays.IfName}}
+	if removed := r.collect(datapath.CollectOptions{Network: "net", Valid: &valid}); len(removed) > 0 {
+		t.Errorf("GC removed %v", removed)
+	}
+	if err := r.check(stays); err != nil {
+		t.Errorf("the pod that stays: %v", err)
+	}
+	r.expectUnchanged(before)
+	r.mustDetach(stays)
 }

@@ -212,15 +212,17 @@ func TestUserProgramsRefused(t *testing.T) {
 		programs []datapath.Program
 		is       error
 		says     string
+		atLoad   bool
 	}{
-		{"no such program", datapath.ModeGeneric, []datapath.Program{{Object: object, Program: "nine"}}, datapath.ErrProgram, "second (section xdp)"},
-		{"several in a section", datapath.ModeGeneric, []datapath.Program{{Object: object, Program: "xdp"}}, datapath.ErrProgram, "more than one"},
-		{"no file", datapath.ModeGeneric, []datapath.Program{{Object: "/nowhere.o"}}, datapath.ErrProgram, "/nowhere.o"},
-		{"no object", datapath.ModeGeneric, []datapath.Program{{Object: "/proc/self/exe"}}, datapath.ErrProgram, "not for BPF"},
-		{"XDP in tcx", datapath.ModeTCX, []datapath.Program{{Object: object, Program: "second"}}, datapath.ErrUnsupported, "mode tcx has no XDP"},
-		{"tc in generic", datapath.ModeGeneric, []datapath.Program{{Object: object, Program: "at_tc"}}, datapath.ErrUnsupported, "takes XDP programs: use mode tcx"},
-		{"the same name", datapath.ModeGeneric, []datapath.Program{{Object: object, Program: "second"}, {Object: object, Program: "second"}}, datapath.ErrProgram, "name"},
-		{"the verifier", datapath.ModeNative, []datapath.Program{{Object: object, Program: "refused"}}, datapath.ErrProgram, "refused"},
+		{"no such program", datapath.ModeGeneric, []datapath.Program{{Object: object, Program: "nine"}}, datapath.ErrProgram, "second (section xdp)", false},
+		{"several in a section", datapath.ModeGeneric, []datapath.Program{{Object: object, Program: "xdp"}}, datapath.ErrProgram, "more than one", false},
+		{"no file", datapath.ModeGeneric, []datapath.Program{{Object: "/nowhere.o"}}, datapath.ErrProgram, "/nowhere.o", false},
+		{"no object", datapath.ModeGeneric, []datapath.Program{{Object: "/proc/self/exe"}}, datapath.ErrProgram, "not for BPF", false},
+		{"XDP in tcx", datapath.ModeTCX, []datapath.Program{{Object: object, Program: "second"}}, datapath.ErrUnsupported, "mode tcx has no XDP", false},
+		{"tc in generic", datapath.ModeGeneric, []datapath.Program{{Object: object, Program: "at_tc"}}, datapath.ErrUnsupported, "takes XDP programs: use mode tcx", false},
+		{"the same name", datapath.ModeGeneric, []datapath.Program{{Object: object, Program: "second"}, {Object: object, Program: "second"}}, datapath.ErrProgram, "name", false},
+		{"a filled map of the node", datapath.ModeGeneric, []datapath.Program{{Object: object, Program: "shared_tail"}}, datapath.ErrProgram, "map shared_tails is pinned by name and has programs", true},
+		{"the verifier", datapath.ModeNative, []datapath.Program{{Object: object, Program: "refused"}}, datapath.ErrProgram, "refused", true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := newRig(t, c.mode, vethDefault)
@@ -236,8 +238,20 @@ func TestUserProgramsRefused(t *testing.T) {
 				t.Errorf("verifier's error in %v", err)
 			}
 			r.expectUnchanged(before)
+			ready := func() error {
+				return r.do(func(d *datapath.Datapath) error {
+					return d.Ready(datapath.ReadyOptions{Mode: c.mode, Programs: opts.Programs})
+				})
+			}
+			// what only loading shows is not tried
+			if err := ready(); c.atLoad && err != nil || !c.atLoad && (!errors.Is(err, c.is) || !strings.Contains(err.Error(), c.says)) {
+				t.Errorf("ready: %v", err)
+			}
 			for i := range opts.Programs {
 				opts.Programs[i].Optional = true
+			}
+			if err := ready(); err != nil {
+				t.Errorf("ready with optional programs: %v", err)
 			}
 			r.mustAttach(opts)
 			if err := r.check(opts); err != nil {

@@ -18,6 +18,7 @@ import (
 const (
 	xdpAborted  = 0
 	xdpPass     = 2
+	xdpTx       = 3
 	xdpRedirect = 4
 )
 

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"bytes"
 	"encoding/binary"
 	"net/netip"
 	"os"
@@ -8,8 +9,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/xdp-cni/xdp-cni/internal/pins"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
@@ -308,6 +311,38 @@ func TestProgramsTailCallInFunction(t *testing.T) {
 		now := podPrograms(t, r.Node, p.Pod)
 		expect(t, "runs", ran(programs, now), [][5]uint64{{1: sent, 2: sent}, {2: sent}})
 		expect(t, "counted by the caller", countIn(t, mapOf(t, now[0], "_bss"), 0) >= 2*sent, true)
+	})
+}
+
+// TestProgramsSendBackGSO: a pod gets back what it sent as one buffer of several segments, as it was in mode generic; in
+// mode native its driver sends each segment.
+func TestProgramsSendBackGSO(t *testing.T) {
+	const size, headers = 1000, 54
+	inXDPModes(t, func(t *testing.T, mode string) {
+		r := newSampleRig(t, mode, (*tests.Node).Bridge, tests.Conf{"object": testObject(t, "others.bpf.o"), "program": "tcp_back"})
+		p := r.add(t, "pod")
+		quiet(t, p.Pod)
+		before, stats := podPrograms(t, r.Node, p.Pod), readStats(t, r.Node, p.Pod)
+		frame := packets.Frame(p.ethernet(), packets.IPv4{}, packets.TCP{}, packets.Data(2500-len(sampleMark)), packets.Payload(sampleMark))
+		gso := &tests.GSO{Type: unix.VIRTIO_NET_HDR_GSO_TCPV4, Size: size, ChecksumStart: 34, ChecksumOffset: 16}
+		if err := tests.SendPaged(p, p.IfName, frame, headers, gso); err != nil {
+			t.Fatal(err)
+		}
+		got, err := p.received.Next(t.Context(), 5*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, buffers := frame[headers:], uint64(1)
+		if mode == "native" {
+			want, buffers = frame[headers+2*size:], 3
+		}
+		if !bytes.Equal(got[:14], frame[:14]) || !bytes.Equal(got[headers:], want) {
+			t.Errorf("got back %d bytes %x, want those of %d behind the headers, and the same MACs", len(got), got, len(want))
+		}
+		if runs := ran(before, podPrograms(t, r.Node, p.Pod))[0]; runs != [5]uint64{xdpTx: buffers} {
+			t.Errorf("runs by verdict: %v, want %d sent back", runs, buffers)
+		}
+		p.counted(t, stats, "tx", buffers)
 	})
 }
 

@@ -74,6 +74,37 @@ int second(struct xdp_md *ctx)
 	return by_port(ctx, 7010);
 }
 
+/* Sends TCP of IPv4 back as it is. */
+SEC("xdp.frags")
+int tcp_back(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct ethhdr *eth = data;
+	struct iphdr *ip = data + sizeof(*eth);
+
+	if ((void *)(ip + 1) > end || eth->h_proto != bpf_htons(ETH_P_IP))
+		return XDP_PASS;
+	return ip->protocol == IPPROTO_TCP ? XDP_TX : XDP_PASS;
+}
+
+/* Of the node, and filled by the object: refused. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 1);
+	__uint(key_size, sizeof(__u32));
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__array(values, int(struct xdp_md *));
+} shared_tails SEC(".maps") = {
+	.values = {&second},
+};
+
+SEC("xdp")
+int shared_tail(struct xdp_md *ctx)
+{
+	bpf_tail_call(ctx, &shared_tails, 0);
+	return XDP_PASS;
+}
+
 SEC("xdp.frags")
 int third(struct xdp_md *ctx)
 {

@@ -161,7 +161,7 @@ func (c *conversation) over() bool {
 func (c *conversation) datagrams() error {
 	pending := map[uint64]bool{}
 	buffer := make([]byte, 64)
-	for {
+	for ; ; tests.Breathe() {
 		for !c.over() && len(pending) < conversationWindow {
 			binary.BigEndian.PutUint64(buffer, c.sent)
 			if _, err := c.udp.Write(buffer[:32]); err != nil {
@@ -189,6 +189,7 @@ func (c *conversation) datagrams() error {
 func (c *conversation) stream() error {
 	block, back := make([]byte, 16<<10), make([]byte, 16<<10)
 	for ; !c.over(); c.streams++ {
+		tests.Breathe()
 		binary.BigEndian.PutUint64(block, uint64(c.streams))
 		_ = c.tcp.SetDeadline(time.Now().Add(patience))
 		if _, err := c.tcp.Write(block); err != nil {

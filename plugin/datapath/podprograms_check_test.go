@@ -9,7 +9,6 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
-	"github.com/vishvananda/netlink"
 
 	"github.com/xdp-cni/xdp-cni/bpf"
 	"github.com/xdp-cni/xdp-cni/internal/pins"
@@ -112,16 +111,7 @@ func TestCheckProgramsWithoutInterface(t *testing.T) {
 			r.opts.Programs = programs(t)
 			r.mustAttach(r.opts)
 			defer r.mustDetach(r.opts)
-			err := r.node.Do(func() error {
-				host, err := netlink.LinkByIndex(r.veth.HostIndex)
-				if err != nil {
-					return err
-				}
-				return netlink.LinkDel(host)
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
+			r.deleteVeth(r.veth.HostName)
 			if err := r.check(r.opts); !errors.Is(err, datapath.ErrCheck) || !strings.Contains(err.Error(), r.veth.HostName) {
 				t.Errorf("check: %v", err)
 			}

@@ -108,9 +108,9 @@ func (d *Datapath) checkIntact(dir string, m *Meta, programs []PodProgram, peers
 	if err := n.checkFilter(dir, m, filter); err != nil {
 		return err
 	}
-	host, err := netlink.LinkByIndex(m.HostIndex)
+	host, err := checkHost(m)
 	if err != nil {
-		return fmt.Errorf("%w: host interface %s: %w", ErrCheck, m.HostName, err)
+		return err
 	}
 	if err := n.checkPrograms(dir, m, programs, slot, entry); err != nil {
 		return err
@@ -128,16 +128,25 @@ func (d *Datapath) checkIntact(dir string, m *Meta, programs []PodProgram, peers
 		}
 	}
 	for _, h := range hooks(m.Mode) {
-		if err := h.check(dir, n, m, host); err != nil {
+		if err := h.check(dir, n, m); err != nil {
 			return fmt.Errorf("%s: %w", h, err)
 		}
 	}
 	return nil
 }
 
+// checkHost looks up the host end: ErrCheck if it is gone.
+func checkHost(m *Meta) (netlink.Link, error) {
+	host, err := netlink.LinkByIndex(m.HostIndex)
+	if err != nil {
+		return nil, fmt.Errorf("%w: host interface %s: %w", ErrCheck, m.HostName, err)
+	}
+	return host, nil
+}
+
 // check returns ErrCheck if the hook is not the node's pinned program, or that of another release whose
 // upgrade has not got here yet, on the attachment's interface, in its mode.
-func (h hook) check(dir string, n *node, m *Meta, host netlink.Link) error {
+func (h hook) check(dir string, n *node, m *Meta) error {
 	shared, err := n.meta()
 	if err != nil {
 		return err
@@ -152,6 +161,10 @@ func (h hook) check(dir string, n *node, m *Meta, host netlink.Link) error {
 		return err
 	}
 	if m.has(h.clsact) {
+		host, err := checkHost(m)
+		if err != nil {
+			return err
+		}
 		ours, err := h.filters(host, m)
 		if err != nil {
 			return err
@@ -183,10 +196,18 @@ func (h hook) check(dir string, n *node, m *Meta, host netlink.Link) error {
 			return fmt.Errorf("%w: its link runs program %d, pinned is program %d", ErrCheck, state.program, pinned)
 		}
 	}
-	if h.isXDP() {
-		return h.checkXDP(host, state.program)
+	host, err := checkHost(m)
+	if err != nil {
+		return err
 	}
-	return h.checkTCX(host, state.id)
+	if !h.isXDP() {
+		return h.checkTCX(host, state.id)
+	}
+	err = h.checkXDP(host, state.program)
+	if now, readErr := readLink(filepath.Join(dir, h.pin)); err != nil && readErr == nil && now.program != state.program {
+		return h.check(dir, n, m) // an upgrade swapped it before the interface was looked at
+	}
+	return err
 }
 
 // checkXDP checks what the interface itself says of its XDP program.

@@ -106,7 +106,7 @@ func TestCheckEveryPin(t *testing.T) {
 			for _, pin := range want {
 				var err error
 				// a link that has lost its pin goes a moment later, and its program is nobody's until then
-				if !soon(func() bool { err = r.attach(r.opts); return err == nil }) {
+				if !soon(func() bool { err = r.attach(r.opts); return !errors.Is(err, datapath.ErrForeignProgram) }) || err != nil {
 					t.Fatalf("attach: %v", err)
 				}
 				if err := os.Remove(filepath.Join(r.podDir(), pin)); err != nil {

@@ -56,7 +56,71 @@ func TestCheckProgramPins(t *testing.T) {
 					t.Errorf("without pin %s: %v", pin, err)
 				}
 			}
+			r.mustAttach(r.opts)
+			pin := filepath.Join(r.podDir(), "programs", "again", "the-program")
+			other := bareXDP(t)
+			if err := errors.Join(os.Remove(pin), other.Pin(pin)); err != nil {
+				t.Fatal(err)
+			}
+			if err := r.check(r.opts); !errors.Is(err, datapath.ErrCheck) || !strings.Contains(err.Error(), "program again") {
+				t.Errorf("with another program pinned: %v", err)
+			}
 			r.mustDetach(r.opts)
+			if err := other.Close(); err != nil {
+				t.Fatal(err)
+			}
+			r.expectUnchanged(before)
+		})
+	}
+}
+
+// TestCheckEveryObject attaches each program that there is to test with, in each mode that takes it, and finds nothing
+// wrong: not with maps that nobody can pin either.
+func TestCheckEveryObject(t *testing.T) {
+	objects, err := filepath.Glob("../programs/testdata/*.o")
+	if err != nil {
+		t.Fatal(err)
+	}
+	samples, err := filepath.Glob("../../bpf/samples/*_bpfel.o")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for mode, enough := range map[datapath.Mode]int{datapath.ModeGeneric: 20, datapath.ModeNative: 20, datapath.ModeTCX: 5} {
+		t.Run(mode.String(), func(t *testing.T) {
+			if mode == datapath.ModeTCX && !haveTCX(t) {
+				return
+			}
+			r := newRig(t, mode, vethDefault)
+			before := r.world()
+			attached := 0
+			for _, object := range slices.Concat(objects, samples) {
+				spec, err := ebpf.LoadCollectionSpec(object)
+				if err != nil {
+					continue // of another machine, or not fit for anything
+				}
+				path, err := filepath.Abs(object)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for name := range spec.Programs {
+					r.opts.Programs = []datapath.Program{{Object: path, Program: name}}
+					err := r.attach(r.opts)
+					if errors.Is(err, datapath.ErrProgram) {
+						continue // of another type, or to be refused
+					}
+					if err != nil {
+						t.Fatalf("attach %s of %s: %v", name, object, err)
+					}
+					attached++
+					if err := r.check(r.opts); err != nil {
+						t.Errorf("check of %s of %s: %v", name, object, err)
+					}
+					r.mustDetach(r.opts)
+				}
+			}
+			if attached < enough {
+				t.Errorf("only %d programs could be attached", attached)
+			}
 			r.expectUnchanged(before)
 		})
 	}

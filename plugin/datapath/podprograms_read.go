@@ -148,11 +148,7 @@ func (n *node) checkPrograms(dir string, m *Meta, list []PodProgram, slot uint32
 			return fmt.Errorf("%w: in the place of program %s (%d) runs program %d", ErrCheck, p.Name, p.ID, id)
 		}
 	}
-	judge, err := programAt(all, egress.judgeIndex())
-	if err != nil {
-		return err
-	}
-	if err := n.checkJudge(egress, judge); err != nil {
+	if err := n.checkJudge(egress, all); err != nil {
 		return err
 	}
 	counters, err := n.open(bpf.DatapathMapPodProgramCounters)
@@ -173,11 +169,16 @@ func programAt(all *ebpf.Map, index uint32) (id ebpf.ProgramID, err error) {
 
 // checkJudge checks that the policy that a composition calls is the pinned one, or that of another release: an upgrade
 // enters it, and pins it then.
-func (n *node) checkJudge(calling composition, id ebpf.ProgramID) error {
+func (n *node) checkJudge(calling composition, all *ebpf.Map) error {
 	judge, _ := calling.judge()
+	// first: what an upgrade enters behind this is known by its name, what it took out before is known no more
 	pinned, err := pinnedProgramID(filepath.Join(n.dir, judge.pin()))
 	if err != nil {
 		return fmt.Errorf("%w: the policy that is called: %w", ErrCheck, err)
+	}
+	id, err := programAt(all, judge.judgeIndex())
+	if err != nil {
+		return err
 	}
 	if id == pinned {
 		return nil
@@ -216,11 +217,30 @@ func (p *PodProgram) checkPins(dir string) error {
 	}
 	used, _ := info.MapIDs()
 	for _, id := range used {
-		if !pinned[id] {
-			return fmt.Errorf("%w: map %d of program %s is not pinned", ErrCheck, id, p.Name)
+		if pinned[id] {
+			continue
 		}
+		if kconfig, err := isKconfig(id); err != nil || kconfig {
+			return err
+		}
+		return fmt.Errorf("%w: map %d of program %s is not pinned", ErrCheck, id, p.Name)
 	}
 	return nil
+}
+
+// isKconfig tells whether a map is that of `__kconfig` constants, which cilium/ebpf makes while it loads a program and
+// gives to nobody (fixupKfuncs() and newKconfig() in its linker.go).
+func isKconfig(id ebpf.MapID) (bool, error) {
+	m, err := ebpf.NewMapFromID(id)
+	if err != nil {
+		return false, fmt.Errorf("opening map %d: %w", id, err)
+	}
+	defer m.Close()
+	info, err := m.Info()
+	if err != nil {
+		return false, fmt.Errorf("reading map %d: %w", id, err)
+	}
+	return info.Name == ".kconfig" && info.Frozen(), nil
 }
 
 // programCounts returns how many user programs a slot's pod runs before the policy and after it.
@@ -267,7 +287,7 @@ func (p *PodProgram) isOf(w Program) bool {
 }
 
 // pruneShared removes the node's shared programs and maps that no attachment has pinned any more. The caller holds the
-// node's lock, under which they are made and pinned.
+// node's lock, under which they are pinned.
 func (d *Datapath) pruneShared(n *node) error {
 	sharedPrograms, _ := filepath.Glob(filepath.Join(n.dir, pinPrograms, "*")) // the patterns are well formed
 	sharedMaps, _ := filepath.Glob(filepath.Join(n.dir, pinProgramMaps, "*"))
@@ -307,7 +327,11 @@ func (d *Datapath) pruneShared(n *node) error {
 		if errors.Is(err, pins.ErrBusy) {
 			continue // it is being loaded
 		}
-		errs = errors.Join(errs, err, os.RemoveAll(dir))
+		if err != nil {
+			errs = errors.Join(errs, err)
+			continue
+		}
+		errs = errors.Join(errs, os.RemoveAll(dir))
 		lock.Unlock()
 	}
 	for _, path := range sharedMaps {

@@ -254,10 +254,27 @@ func (u *upgrading) compareProgram(p *ProgramUpgrade, c composition, prog *ebpf.
 	if err := c.reduce(spec, u.hasCoarseClock()); err != nil {
 		return err
 	}
-	if p.Current = notes.digest == digest(spec); p.Current {
+	if p.Current = notes.digest == digest(spec); p.Current && c.function == bpf.DatapathProgXdpJudge {
+		// an upgrade that died may have entered another
+		if p.Current, err = u.isEntered(c, p.Old); err != nil {
+			return err
+		}
+	}
+	if p.Current {
 		p.New = p.Old
 	}
 	return nil
+}
+
+// isEntered tells whether a policy is the one that programs call.
+func (u *upgrading) isEntered(judge composition, id ebpf.ProgramID) (bool, error) {
+	all, err := u.node.open(judge.podProgramsPin())
+	if err != nil {
+		return false, err
+	}
+	defer all.Close()
+	entered, err := programAt(all, judge.judgeIndex())
+	return entered == id, err
 }
 
 // program returns what the plan says of the program of an attachment's hook.
@@ -366,7 +383,7 @@ func (u *upgrading) pin() error {
 }
 
 // enterJudge has programs that call it call a new policy instead of that of before, if it is one. Its pin follows: if
-// that does not come to pass, the next upgrade finds the old one there.
+// that does not come to pass, the next upgrade finds the old one there, or, if it is that one's, not entered.
 func (u *upgrading) enterJudge(c composition, prog *ebpf.Program) error {
 	if c.function != bpf.DatapathProgXdpJudge {
 		return nil

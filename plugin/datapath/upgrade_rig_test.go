@@ -3,6 +3,7 @@ package datapath_test
 import (
 	"context"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/xdp-cni/xdp-cni/bpf"
+	"github.com/xdp-cni/xdp-cni/internal/pins"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
 	"github.com/xdp-cni/xdp-cni/tests"
 	"github.com/xdp-cni/xdp-cni/tests/packets"
@@ -176,6 +178,37 @@ func (r *rig) expectRuns(release string) {
 			r.t.Errorf("after an upgrade to %s: %+v, %v", release, u, err)
 		}
 	})
+}
+
+// expectJudge expects that user programs' pods call the policy that is pinned.
+func (r *rig) expectJudge() {
+	r.t.Helper()
+	node := pins.NewRoot(r.node.BPFFS).Node()
+	found, err := filepath.Glob(filepath.Join(node, bpf.DatapathProgXdpJudge+"*"))
+	if err != nil || len(found) != 1 {
+		r.t.Fatalf("policies that are pinned: %v, %v", found, err)
+	}
+	prog, err := ebpf.LoadPinnedProgram(found[0], nil)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer prog.Close()
+	pin, index := bpf.DatapathMapPodPrograms, bpf.DatapathProgramEntryPROGRAM_JUDGE
+	if strings.Contains(found[0], "_frags") {
+		pin += "_frags"
+	}
+	if strings.Contains(found[0], "_redirect") {
+		index = bpf.DatapathProgramEntryPROGRAM_JUDGE_REDIRECT
+	}
+	all, err := ebpf.LoadPinnedMap(filepath.Join(node, pin), nil)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer all.Close()
+	var called ebpf.ProgramID
+	if err := all.Lookup(uint32(index), &called); err != nil || called != programID(r.t, prog) {
+		r.t.Errorf("program %d is called, %v, and %d is pinned as %s", called, err, programID(r.t, prog), filepath.Base(found[0]))
+	}
 }
 
 // answersFilter lets in what hostFlood sends, and out what someFilter does.

@@ -227,6 +227,9 @@ func TestUpgradeFailsOrDies(t *testing.T) {
 						})
 						r.expectRuns(then)
 						expectSame(t, "the pins", attached.tree, r.node.Tree())
+						if v.programs {
+							r.expectJudge()
+						}
 						if err := r.check(r.opts); err != nil {
 							t.Errorf("check after %q and an upgrade to %s: %v", step, then, err)
 						}

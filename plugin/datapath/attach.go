@@ -222,6 +222,8 @@ func (a *attaching) enterNode(ctx context.Context) (err error) {
 		a.undo.Push("pruning the node", func() error { return a.prune(ctx) })
 		if len(a.userPrograms) > 0 {
 			a.undo.Push("removing shared programs", func() error {
+				ctx, cancel := a.limited(context.Background()) // that of the ADD may be why it is undone
+				defer cancel()
 				return a.locked(ctx, func() error { return a.withNode(a.pruneShared) })
 			})
 		}

@@ -118,7 +118,7 @@ func (d *Datapath) before(step string) error {
 	return d.BeforeStep(step)
 }
 
-// tryLockDir locks an attachment's directory if nobody else does, else returns pins.ErrBusy.
+// tryLockDir locks the directory of an attachment or of a shared program if nobody else does, else returns pins.ErrBusy.
 func tryLockDir(dir string) (*pins.Lock, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()

@@ -96,8 +96,8 @@ func (l *loading) load(ctx context.Context, p podProgram) error {
 	defer loaded.close()
 	shared := map[string]*ebpf.Map{} // by name in the object
 	shareable := p.picked.Shareable()
-	// What is the node's is made, found and removed under its lock. No program is verified under it: that takes up to
-	// a second, for which all other ADDs would wait.
+	// What is the node's is made, found and removed under its lock. No user program is verified under it: that takes up
+	// to a second, for which all other ADDs would wait.
 	found := false
 	err := l.locked(ctx, func() (err error) {
 		for _, m := range p.picked.Maps() {
@@ -160,7 +160,9 @@ func (l *loading) takeShared(p podProgram, to *loadedProgram, dir string) (bool,
 
 // loadShared loads a program that is to serve all pods, and pins it for them and for this one. Of attachments that come
 // at once with the same program one loads it, and the others wait for that one, not for the node's lock.
-func (l *loading) loadShared(ctx context.Context, p podProgram, to *loadedProgram, shared map[string]*ebpf.Map, dir string) error {
+func (l *loading) loadShared(
+	ctx context.Context, p podProgram, to *loadedProgram, shared map[string]*ebpf.Map, dir string,
+) error {
 	lock, err := l.lockShared(ctx, p)
 	if err != nil {
 		return err
@@ -182,6 +184,9 @@ func (l *loading) loadShared(ctx context.Context, p podProgram, to *loadedProgra
 	}
 	return l.locked(ctx, func() error {
 		node := l.sharedDir(p)
+		if err := os.MkdirAll(node, 0o700); err != nil { // an older release removes it though it is locked
+			return fmt.Errorf("making %s: %w", node, err)
+		}
 		left, _ := filepath.Glob(filepath.Join(node, "*")) // the pattern is well formed
 		for _, pin := range left {
 			if err := os.Remove(pin); err != nil { // of a process that was killed while it pinned
@@ -199,9 +204,14 @@ func (l *loading) loadShared(ctx context.Context, p podProgram, to *loadedProgra
 func (l *loading) lockShared(ctx context.Context, p podProgram) (*pins.Lock, error) {
 	dir := l.sharedDir(p)
 	for {
-		err := l.locked(ctx, func() error { return os.MkdirAll(dir, 0o700) })
+		err := l.locked(ctx, func() error {
+			if err := os.MkdirAll(dir, 0o700); err != nil {
+				return fmt.Errorf("making %s: %w", dir, err)
+			}
+			return nil
+		})
 		if err != nil {
-			return nil, fmt.Errorf("making %s: %w", dir, err)
+			return nil, err
 		}
 		lock, err := pins.LockDir(ctx, dir)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -327,7 +337,7 @@ func (l *loadedProgram) pin(dir string) error {
 	}
 	defer clone.Close()
 	if err := clone.Pin(filepath.Join(dir, pinProgram)); err != nil {
-		return fmt.Errorf("pinning it: %w", err)
+		return fmt.Errorf("pinning it in %s: %w", dir, err)
 	}
 	return nil
 }
@@ -346,7 +356,7 @@ func (l *loadedProgram) pinMaps(dir string) error {
 			_ = clone.Close()
 		}
 		if err != nil {
-			return fmt.Errorf("pinning map %s: %w", name, err)
+			return fmt.Errorf("pinning map %s in %s: %w", name, dir, err)
 		}
 	}
 	return nil

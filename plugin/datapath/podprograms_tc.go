@@ -31,7 +31,7 @@ func (d *Datapath) needsTCX() error {
 	return err
 }
 
-// callsPrograms tells whether our programs call those of others: tc programs are run by the kernel.
+// callsPrograms tells whether our programs call user programs: tc programs are run by the kernel.
 func (a *attaching) callsPrograms() bool {
 	return a.meta.has(bpf.DatapathPodFlagPOD_PROGRAMS) && a.Mode != ModeTCX
 }

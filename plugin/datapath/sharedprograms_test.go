@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"github.com/xdp-cni/xdp-cni/internal/pins"
 	"github.com/xdp-cni/xdp-cni/plugin/datapath"
 )
 
@@ -100,6 +102,93 @@ func TestProgramsLoadedOnce(t *testing.T) {
 
 // stepSharing comes when the program "second" is loaded, and the node does not have it yet.
 const stepSharing = "sharing program second"
+
+// TestSharingHasALimit: who waits for another attachment to load the same program gives up like who waits for any lock,
+// and leaves nothing.
+func TestSharingHasALimit(t *testing.T) {
+	r := newRig(t, datapath.ModeGeneric, vethDefault)
+	r.opts.Programs = []datapath.Program{{Object: othersObject(t), Program: "second"}}
+	_, _, other := r.newPod("other", datapath.ModeGeneric, vethDefault)
+	other.Programs = r.opts.Programs
+	var waited error
+	var before, after []string
+	err := r.attach(r.opts, func(o *datapath.Options) {
+		o.BeforeStep = func(step string) error {
+			if step == stepSharing {
+				before = r.node.Tree()
+				waited = r.attach(other, func(o *datapath.Options) { o.LockTimeout = 300 * time.Millisecond })
+				after = r.node.Tree()
+			}
+			return nil
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.mustDetach(r.opts)
+	if !errors.Is(waited, pins.ErrBusy) {
+		t.Errorf("an attachment with the same program meanwhile: %v, want ErrBusy", waited)
+	}
+	if len(before) == 0 || !slices.Equal(before, after) {
+		t.Errorf("it left in %v\n%v", before, after)
+	}
+	if err := r.check(r.opts); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestSharingOverLeftovers: a process that was killed while it pinned has left a map, or the directory goes by other
+// hands while the program is loaded: what is shared then is whole.
+func TestSharingOverLeftovers(t *testing.T) {
+	object, err := filepath.Abs("../programs/testdata/several.bpf.o")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, disturb := range map[string]func(dir string) error{
+		"a map": func(dir string) error {
+			m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+			if err != nil {
+				return err
+			}
+			defer m.Close()
+			return m.Pin(filepath.Join(dir, "_rodata"))
+		},
+		"no directory": os.RemoveAll,
+	} {
+		t.Run(what, func(t *testing.T) {
+			r := newRig(t, datapath.ModeGeneric, vethDefault)
+			before := r.world()
+			r.opts.Programs = []datapath.Program{{Object: object, Program: "drop", Name: "second"}}
+			came := false
+			err := r.attach(r.opts, func(o *datapath.Options) {
+				o.BeforeStep = func(step string) error {
+					if step != stepSharing {
+						return nil
+					}
+					came = true
+					dirs, err := filepath.Glob(filepath.Join(pins.NewRoot(r.node.BPFFS).Node(), "programs", "*"))
+					if err != nil || len(dirs) != 1 {
+						return fmt.Errorf("directories %v: %w", dirs, err)
+					}
+					return disturb(dirs[0])
+				}
+			})
+			if err != nil || !came {
+				t.Fatalf("attach: %v, came to %q: %v", err, stepSharing, came)
+			}
+			_, _, other := r.newPod("other", datapath.ModeGeneric, vethDefault)
+			other.Programs = r.opts.Programs
+			r.mustAttach(other)
+			for _, opts := range []datapath.AttachOptions{r.opts, other} {
+				if err := r.check(opts); err != nil {
+					t.Error(err)
+				}
+				r.mustDetach(opts)
+			}
+			r.expectUnchanged(before)
+		})
+	}
+}
 
 // TestSharingWithoutTheLock: while a program is loaded for all, other attachments come and go, and what they remove of
 // what nobody uses is not what is being loaded.

@@ -326,7 +326,7 @@ func (p *Program) Load(opts LoadOptions) (*ebpf.Program, map[string]*ebpf.Map, e
 
 // loadCollection loads a collection. The verifier is first asked why it refuses a program, and only then what it walked
 // before: of a program that it gives up at (E2BIG) that is more than a million lines, which say no more and took 8 to
-// 24 s to make, in which the node's lock is held.
+// 24 s to make, in which whoever wants the same program waits.
 func loadCollection(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) (*ebpf.Collection, error) {
 	load := func(level ebpf.LogLevel) (*ebpf.Collection, error) {
 		return ebpf.NewCollectionWithOptions(spec.Copy(), ebpf.CollectionOptions{

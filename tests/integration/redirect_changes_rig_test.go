@@ -100,6 +100,9 @@ func (c *changing) create(name string, host byte, filled bool, options tests.Vet
 	var err error
 	i.veth, err = tests.MakeVeth(c.t.Context(), c.Node, i.pod, options)
 	c.must(err)
+	if c.mode == "native" && !nativeTargets() {
+		takesFrames(c.t, i.pod, true) // as it comes to ADD
+	}
 	c.mu.Lock()
 	c.had[i.number] = i.addresses
 	c.mu.Unlock()

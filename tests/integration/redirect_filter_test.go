@@ -21,7 +21,11 @@ var directChains = append(mostChains[:4:4], chain{"native", "ptp"})
 func eachDirectChain(t *testing.T, filter string, test func(r *filterRig)) {
 	for _, c := range directChains {
 		t.Run(c.mode+" "+c.shape, func(t *testing.T) {
-			test(newFilterRig(t, c, filter, tests.Conf{"redirect": true}))
+			r := newFilterRig(t, c, filter, tests.Conf{"redirect": true})
+			if c.mode == "native" {
+				allTakeFrames(t, r.network, r.pod, r.peer)
+			}
+			test(r)
 		})
 	}
 }

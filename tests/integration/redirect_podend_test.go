@@ -35,22 +35,28 @@ type known struct {
 // loss is how long an answer that may be lost is waited for. Nothing depends on it but what is expected to be lost.
 const loss = 200 * time.Millisecond
 
-// startNative is startRedirected for mode native, with pods that take frames: where GRO, which the plugin turns on, does
-// not do for that, they run an XDP program, and STATUS has found it.
+// startNative is startRedirected for mode native, with pods that take frames.
 func startNative(t *testing.T, shape func(n *tests.Node) tests.Conf) (*redirected, *tests.Network) {
 	t.Helper()
 	xdp := tests.Conf{"mode": "native", "redirect": true}
 	r := startRedirected(t, shape, xdp)
 	network := tests.MustNetwork(t, r.node, tests.Conflist("redirect", "1.1.0", shape(r.node), r.node.XDP(xdp)))
-	if !nativeTargets() {
-		for _, pod := range []*tests.Pod{r.client, r.server} {
-			takesFrames(t, pod, true)
-		}
-		if err := network.Status(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-	}
+	allTakeFrames(t, network, r.client, r.server)
 	return r, network
+}
+
+// allTakeFrames makes pods of mode native take frames: where GRO does not do, they run an XDP program, and STATUS finds it.
+func allTakeFrames(t *testing.T, network *tests.Network, pods ...*tests.Pod) {
+	t.Helper()
+	if nativeTargets() {
+		return
+	}
+	for _, pod := range pods {
+		takesFrames(t, pod, true)
+	}
+	if err := network.Status(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // takesFrames makes a pod's end take frames that are redirected to it in the driver, or no longer.

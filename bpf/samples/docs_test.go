@@ -28,19 +28,19 @@ func TestDocumentedUpdates(t *testing.T) {
 	}
 	_, lines, _ := strings.Cut(string(document), "```sh\n")
 	lines, _, _ = strings.Cut(lines, "```")
-	script := exec.Command("bash", "-euc", `bpftool() { echo "$@"; }; POD=pod NODE=node`+"\n"+lines)
+	script := exec.Command("bash", "-euc", `bpftool() { echo "$@"; }; POD=pod`+"\n"+lines)
 	out, err := script.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	maps := map[string]*ebpf.MapSpec{}
+	maps, objects := map[string]*ebpf.MapSpec{}, map[string]*ebpf.CollectionSpec{}
 	for _, load := range samples {
 		s, err := load()
 		if err != nil {
 			t.Fatal(err)
 		}
 		for name, m := range s.Maps {
-			maps[name] = m
+			maps[name], objects[name] = m, s
 		}
 	}
 	want := map[string][2]any{
@@ -66,9 +66,10 @@ func TestDocumentedUpdates(t *testing.T) {
 			t.Fatalf("%s: not of a map that is to be filled, or twice", line)
 		}
 		delete(want, name)
-		if pinned := path.Dir(strings.TrimPrefix(head, "map update pinned ")); (m.Pinning == ebpf.PinByName) !=
-			(pinned == "node") {
-			t.Errorf("%s is said to be in %s", name, pinned)
+		// pod/PROGRAM/MAP: the program is one of the object that has the map
+		program, ok := strings.CutPrefix(path.Dir(strings.TrimPrefix(head, "map update pinned ")), "pod/")
+		if !ok || objects[name].Programs[program] == nil {
+			t.Errorf("%s is said to be of program %q", name, program)
 		}
 		for i, text := range []string{key, value} {
 			memory, err := binary.Append(nil, binary.NativeEndian, entry[i])

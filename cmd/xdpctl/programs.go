@@ -57,6 +57,9 @@ type programPlace struct {
 	Order string `json:"order"`
 }
 
+// ofNode is behind the name of a map that is one for all pods of the node.
+const ofNode = "(node)"
+
 // newProgramPlaces returns an attachment's programs, in the order in which they run.
 func newProgramPlaces(list []datapath.PodProgram) []programPlace {
 	places := []programPlace{} // never null
@@ -211,7 +214,7 @@ func (p *podProgram) maps() string {
 	names := slices.Clone(p.Maps)
 	for i, name := range names {
 		if slices.Contains(p.NodeMaps, name) {
-			names[i] = name + "(node)"
+			names[i] = name + ofNode
 		}
 	}
 	return strings.Join(names, ",")

@@ -149,7 +149,11 @@ func openProgramMaps(
 		}
 	}
 	slices.Sort(all)
-	for _, name := range slices.Compact(slices.Sorted(slices.Values(names))) {
+	wanted := make([]string, len(names))
+	for i, name := range names {
+		wanted[i] = strings.TrimSuffix(name, ofNode) // as xdpctl programs shows it
+	}
+	for _, name := range slices.Compact(slices.Sorted(slices.Values(wanted))) {
 		var found []programMap // different ones
 		for _, candidate := range all {
 			if candidate != name && filepath.Base(candidate) != name {

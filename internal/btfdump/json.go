@@ -6,6 +6,7 @@
 package btfdump
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -146,8 +147,8 @@ func appendArray(to []byte, t *btf.Array, data []byte) ([]byte, error) {
 	return append(to, ']'), nil
 }
 
-// textOf returns what an array holds if that is of char (not of a typedef of it), printable, and ends with a NUL. What
-// is behind that, which may be anything, is no part of it.
+// textOf returns what an array holds if that is of char (not of a typedef of it), printable, and ends with NULs: where
+// anything is behind the first of them, as of an address in chars, a string would not show it.
 func textOf(t *btf.Array, data []byte) (string, bool) {
 	element := t.Type
 	for {
@@ -170,7 +171,7 @@ func textOf(t *btf.Array, data []byte) (string, bool) {
 	}
 	for i, c := range data {
 		if c == 0 {
-			return string(data[:i]), true
+			return string(data[:i]), len(bytes.TrimRight(data[i:], "\x00")) == 0
 		}
 		if c < ' ' || c > '~' {
 			return "", false

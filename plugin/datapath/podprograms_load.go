@@ -16,6 +16,9 @@ import (
 	"github.com/xdp-cni/xdp-cni/plugin/programs"
 )
 
+// verifierLines is how many lines of the verifier's log, of its end, a warning carries.
+const verifierLines = 12
+
 // loading is an attachment whose user programs are being loaded.
 type loading struct {
 	*attaching
@@ -59,7 +62,11 @@ func (a *attaching) loadPrograms(ctx context.Context) (err error) {
 			if err := os.RemoveAll(filepath.Join(a.dir, pinPrograms, p.name)); err != nil {
 				return fmt.Errorf("leaving out program %s: %w", p, err)
 			}
-			a.Log.Warn("leaving out an optional program", "program", p.String(), "error", err)
+			said := []any{"program", p.String(), "error", err}
+			if verifier := (*ebpf.VerifierError)(nil); errors.As(err, &verifier) {
+				said = append(said, "verifier", fmt.Sprintf("%-*v", verifierLines, verifier))
+			}
+			a.Log.Warn("leaving out an optional program", said...)
 			leftOut = true
 		}
 	}

@@ -3,6 +3,7 @@ package integration
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -236,6 +237,16 @@ func TestProgramsMaps(t *testing.T) {
 			if got := countIn(t, []*ebpf.Map{own[0], own[1], common}[i], []uint32{2, 2, 0}[i]) - before[i]; got != want {
 				t.Errorf("map %d counted %d, want %d", i, got, want)
 			}
+		}
+		// by the name that is shown
+		table, err := r.RunXdpctl(t.Context(), "programs", pods[0].ContainerID)
+		const shown = "all_counters(node)"
+		if err != nil || !strings.Contains(string(table.Stdout), shown) {
+			t.Errorf("xdpctl programs: %v\n%s%s", err, table.Stdout, table.Stderr)
+		}
+		dump, err := r.RunXdpctl(t.Context(), "programs", "dump", pods[0].ContainerID, shown)
+		if want := fmt.Sprint(countIn(t, common, 0)); err != nil || !strings.Contains(string(dump.Stdout), want) {
+			t.Errorf("xdpctl programs dump %s: %v, want %s in it\n%s%s", shown, err, want, dump.Stdout, dump.Stderr)
 		}
 		for _, pod := range pods {
 			if err := r.w.Del(t.Context(), pod); err != nil {

@@ -28,7 +28,7 @@ type kernel struct {
 	results
 }
 
-// results count tests, without those that are parts of others.
+// results count tests; of parts of tests only those that were skipped.
 type results struct {
 	passed, failed, skipped int
 }
@@ -155,7 +155,7 @@ func (k *kernel) read(output []byte) (r results) {
 			r.passed++
 		case strings.HasPrefix(line, "--- FAIL"):
 			r.failed++
-		case strings.HasPrefix(line, "--- SKIP"):
+		case strings.HasPrefix(strings.TrimLeft(line, " "), "--- SKIP"):
 			r.skipped++
 		}
 		if attribute, ok := strings.CutPrefix(line, "=== ATTR  TestPaths "); ok {

@@ -192,6 +192,9 @@ func (h hook) check(dir string, n *node, m *Meta) error {
 		if err != nil {
 			return err
 		}
+		if !ours && h.swappedSince(dir, state) {
+			return h.check(dir, n, m)
+		}
 		if !ours {
 			return fmt.Errorf("%w: its link runs program %d, pinned is program %d", ErrCheck, state.program, pinned)
 		}
@@ -204,10 +207,17 @@ func (h hook) check(dir string, n *node, m *Meta) error {
 		return h.checkTCX(host, state.id)
 	}
 	err = h.checkXDP(host, state.program)
-	if now, readErr := readLink(filepath.Join(dir, h.pin)); err != nil && readErr == nil && now.program != state.program {
-		return h.check(dir, n, m) // an upgrade swapped it before the interface was looked at
+	if err != nil && h.swappedSince(dir, state) {
+		return h.check(dir, n, m)
 	}
 	return err
+}
+
+// swappedSince tells whether the link runs another program than when it was read: an upgrade came between that and what
+// was looked at behind it.
+func (h hook) swappedSince(dir string, read *linkState) bool {
+	now, err := readLink(filepath.Join(dir, h.pin))
+	return err == nil && now.program != read.program
 }
 
 // checkXDP checks what the interface itself says of its XDP program.

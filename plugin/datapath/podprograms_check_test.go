@@ -115,6 +115,14 @@ func TestCheckEveryObject(t *testing.T) {
 					if err := r.check(r.opts); err != nil {
 						t.Errorf("check of %s of %s: %v", name, object, err)
 					}
+					if pin := r.usedMap(); pin != "" {
+						if err := os.Remove(pin); err != nil {
+							t.Fatal(err)
+						}
+						if err := r.check(r.opts); !errors.Is(err, datapath.ErrCheck) {
+							t.Errorf("check of %s of %s without pin %s: %v", name, object, pin, err)
+						}
+					}
 					r.mustDetach(r.opts)
 				}
 			}
@@ -124,6 +132,37 @@ func TestCheckEveryObject(t *testing.T) {
 			r.expectUnchanged(before)
 		})
 	}
+}
+
+// usedMap is the pin of the last of the maps that the pod's only program uses itself, "" if it uses none.
+func (r *rig) usedMap() (pin string) {
+	r.t.Helper()
+	p := r.podPrograms()[0]
+	prog, err := ebpf.LoadPinnedProgram(filepath.Join(r.podDir(), "programs", p.Name, "the-program"), nil)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer prog.Close()
+	info, err := prog.Info()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	used, _ := info.MapIDs()
+	for _, path := range p.Maps {
+		m, err := ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: true})
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		info, err := m.Info()
+		_ = m.Close()
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		if id, _ := info.ID(); slices.Contains(used, id) {
+			pin = path
+		}
+	}
+	return pin
 }
 
 // TestCheckJudge: CHECK finds that the policy which pods with user programs call is missing, or is not ours.

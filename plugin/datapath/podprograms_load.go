@@ -191,7 +191,9 @@ func (l *loading) loadShared(
 	}
 	return l.locked(ctx, func() error {
 		node := l.sharedDir(p)
-		if err := os.MkdirAll(node, 0o700); err != nil { // an older release removes it though it is locked
+		// an older release removes it though it is locked; who then loads the same pins its own, and each pod keeps what
+		// it has
+		if err := os.MkdirAll(node, 0o700); err != nil {
 			return fmt.Errorf("making %s: %w", node, err)
 		}
 		left, _ := filepath.Glob(filepath.Join(node, "*")) // the pattern is well formed

@@ -220,16 +220,19 @@ func (p *PodProgram) checkPins(dir string) error {
 		if pinned[id] {
 			continue
 		}
-		if kconfig, err := isKconfig(id); err != nil || kconfig {
+		kconfig, err := isKconfig(id)
+		if err != nil {
 			return err
 		}
-		return fmt.Errorf("%w: map %d of program %s is not pinned", ErrCheck, id, p.Name)
+		if !kconfig {
+			return fmt.Errorf("%w: map %d of program %s is not pinned", ErrCheck, id, p.Name)
+		}
 	}
 	return nil
 }
 
 // isKconfig tells whether a map is that of `__kconfig` constants, which cilium/ebpf makes while it loads a program and
-// gives to nobody (fixupKfuncs() and newKconfig() in its linker.go).
+// gives to nobody (resolveKconfigReferences() in its linker.go).
 func isKconfig(id ebpf.MapID) (bool, error) {
 	m, err := ebpf.NewMapFromID(id)
 	if err != nil {

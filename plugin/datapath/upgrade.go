@@ -43,7 +43,7 @@ type ProgramUpgrade struct {
 	Release string
 	// Old and New are IDs; 0 for none, or none yet. They are the same where the program is this release's.
 	Old, New ebpf.ProgramID
-	// Current: the one before is this release's already.
+	// Current: the one before is this release's already, and if it is a policy that others call, it is the one called.
 	Current bool
 }
 

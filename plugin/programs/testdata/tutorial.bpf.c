@@ -175,7 +175,7 @@ int xdp_print_never(struct xdp_md *ctx)
 SEC("xdp_version")
 int xdp_know_version(struct xdp_md *ctx)
 {
-	return LINUX_KERNEL_VERSION > 0 ? XDP_PASS : XDP_ABORTED;
+	return record(ctx, LINUX_KERNEL_VERSION > 0 ? XDP_PASS : XDP_ABORTED);
 }
 
 /* A section whose name says nothing of XDP. */

@@ -22,11 +22,17 @@ func eachDirectChain(t *testing.T, filter string, test func(r *filterRig)) {
 	for _, c := range directChains {
 		t.Run(c.mode+" "+c.shape, func(t *testing.T) {
 			r := newFilterRig(t, c, filter, tests.Conf{"redirect": true})
-			if c.mode == "native" {
-				allTakeFrames(t, r.network, r.pod, r.peer)
-			}
+			r.takeFrames(r.pod, r.peer)
 			test(r)
 		})
+	}
+}
+
+// takeFrames makes pods of the rig take what is redirected to them.
+func (r *filterRig) takeFrames(pods ...*tests.Pod) {
+	r.t.Helper()
+	if r.mode == "native" {
+		allTakeFrames(r.t, r.network, pods...)
 	}
 }
 
@@ -153,6 +159,7 @@ func TestRedirectSpoof(t *testing.T) {
 	eachDirectChain(t, `{}`, func(r *filterRig) {
 		third := tests.MustPod(r.t, r.Node, "third")
 		tests.MustAdd(r.t, r.network, third)
+		r.takeFrames(third)
 		for f := range families(r.peer) {
 			owner, server := families(third)[f], families(r.peer)[f]
 			k := r.directFlow(third, r.peer, server)

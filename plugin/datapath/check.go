@@ -192,10 +192,11 @@ func (h hook) check(dir string, n *node, m *Meta) error {
 		if err != nil {
 			return err
 		}
-		if !ours && h.swappedSince(dir, state) {
+		switch {
+		case ours:
+		case h.swappedSince(dir, state):
 			return h.check(dir, n, m)
-		}
-		if !ours {
+		default:
 			return fmt.Errorf("%w: its link runs program %d, pinned is program %d", ErrCheck, state.program, pinned)
 		}
 	}

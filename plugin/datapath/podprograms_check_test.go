@@ -28,10 +28,7 @@ func TestCheckProgramPins(t *testing.T) {
 			}
 			r := newRig(t, mode, vethDefault)
 			before := r.world()
-			r.opts.Programs = someXDPPrograms(t)
-			if mode == datapath.ModeTCX {
-				r.opts.Programs = someTCPrograms(t)
-			}
+			r.opts.Programs = somePrograms(t, mode)
 			r.mustAttach(r.opts)
 			var pinned []string
 			for _, pin := range r.pinsOf() {
@@ -203,15 +200,11 @@ func TestCheckJudge(t *testing.T) {
 func TestCheckProgramsWithoutInterface(t *testing.T) {
 	for _, mode := range []datapath.Mode{datapath.ModeGeneric, datapath.ModeTCX} {
 		t.Run(mode.String(), func(t *testing.T) {
-			programs := someXDPPrograms
-			if mode == datapath.ModeTCX {
-				if !haveTCX(t) {
-					return
-				}
-				programs = someTCPrograms
+			if mode == datapath.ModeTCX && !haveTCX(t) {
+				return
 			}
 			r := newRig(t, mode, vethDefault)
-			r.opts.Programs = programs(t)
+			r.opts.Programs = somePrograms(t, mode)
 			r.mustAttach(r.opts)
 			defer r.mustDetach(r.opts)
 			r.deleteVeth(r.veth.HostName)

@@ -34,6 +34,14 @@ func someXDPPrograms(t *testing.T) []datapath.Program {
 	}
 }
 
+// somePrograms are some that a mode takes.
+func somePrograms(t *testing.T, mode datapath.Mode) []datapath.Program {
+	if mode == datapath.ModeTCX {
+		return someTCPrograms(t)
+	}
+	return someXDPPrograms(t)
+}
+
 func (r *rig) podPrograms() []datapath.PodProgram {
 	r.t.Helper()
 	var list []datapath.PodProgram

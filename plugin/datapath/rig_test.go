@@ -283,10 +283,7 @@ func newVariantRig(t *testing.T, v variant, veth tests.VethOptions, options ...t
 		r.withRedirect(someRedirect)
 	}
 	if v.programs {
-		r.opts.Programs = someXDPPrograms(t)
-		if v.mode == datapath.ModeTCX {
-			r.opts.Programs = someTCPrograms(t)
-		}
+		r.opts.Programs = somePrograms(t, v.mode)
 	}
 	return r
 }

@@ -184,24 +184,19 @@ func eachSlot(n *tests.Node, f func(number, slots uint32) error) error {
 		return err
 	}
 	defer m.Close()
-	var (
-		key  uint32
-		slot bpf.DatapathSlot
-	)
-	entries := m.Iterate()
-	for entries.Next(&key, &slot) {
-		if slot.Ifindex == 0 {
-			continue
-		}
-		if err := f(key, m.MaxEntries()); err != nil {
-			return err
-		}
-	}
-	return entries.Err()
+	return eachUsed(m, func(number uint32, _ bpf.DatapathSlot) error { return f(number, m.MaxEntries()) })
 }
 
 // changeSlots turns a flag of all slots in use.
 func changeSlots(m *ebpf.Map, flag bpf.DatapathSlotFlag) error {
+	return eachUsed(m, func(number uint32, slot bpf.DatapathSlot) error {
+		slot.Flags ^= uint32(flag)
+		return m.Put(number, slot)
+	})
+}
+
+// eachUsed runs f with each slot in use of a map of slots.
+func eachUsed(m *ebpf.Map, f func(number uint32, slot bpf.DatapathSlot) error) error {
 	var (
 		key  uint32
 		slot bpf.DatapathSlot
@@ -211,8 +206,7 @@ func changeSlots(m *ebpf.Map, flag bpf.DatapathSlotFlag) error {
 		if slot.Ifindex == 0 {
 			continue
 		}
-		slot.Flags ^= uint32(flag)
-		if err := m.Put(key, slot); err != nil {
+		if err := f(key, slot); err != nil {
 			return err
 		}
 	}

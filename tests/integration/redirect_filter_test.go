@@ -269,7 +269,7 @@ func (e *exchanging) wait(t *testing.T, answered bool) {
 	// the first may have been sent before
 	for until, deadline := counter.Load()+2, time.Now().Add(patience); counter.Load() < until; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("no two datagrams with answered=%v in 10 s", answered)
+			t.Fatalf("no two datagrams with answered=%v in %v", answered, patience)
 		}
 	}
 }
